@@ -1,0 +1,184 @@
+"""The machinery of settings, and the settings of the log, of scoring and of selection.
+
+A setting lives in the room that reads it. The docstring under a field is its manual, the text of the JSON
+schema and the advice in an error. A field is `restart` (the default), `Live[T]` (takes effect at the next
+batch) or `Step[T]` (at a learner step boundary); a reload refuses a change of any `restart` field.
+"""
+
+import difflib
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from streaming.errors import ConfigError
+from streaming.records import stable_id
+
+
+class Reload(StrEnum):
+    """When a changed field takes effect."""
+
+    LIVE = "live"
+    STEP = "step"
+    RESTART = "restart"
+
+
+T = TypeVar("T")
+Live = Annotated[T, Reload.LIVE]
+Step = Annotated[T, Reload.STEP]
+
+
+class Section(BaseModel):
+    """Base of all settings: frozen, unknown keys refused, docstrings under fields are their documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    @property
+    def settings_hash(self) -> str:
+        """Changes whenever any field does."""
+        return stable_id(type(self).__name__, self.model_dump_json())
+
+
+def reload_class(field: Any) -> Reload:
+    """Whether a pydantic field is live, step or restart."""
+    return next((mark for mark in field.metadata if isinstance(mark, Reload)), Reload.RESTART)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load_section(kind: type[S], values: Any, *, where: str) -> S:
+    """Validate `values` whole. Raises ConfigError naming every wrong field's path, value, rule and nearest name."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(kind, detail) for detail in error.errors()]
+        what = f"{len(lines)} setting{'s are' if len(lines) > 1 else ' is'} wrong\n" + "\n".join(lines)
+        raise ConfigError(what, where=where, do="Nothing was changed. Mend these and run again.") from error
+
+
+def _explain(root: type[Section], detail: Any) -> str:
+    path = ".".join(str(part) for part in detail["loc"]) or "(top)"
+    lines = [f"{path}: {detail['msg']}"]
+    if detail["type"] not in ("missing", "extra_forbidden") and not isinstance(detail["input"], dict):
+        lines[0] += f" (found {detail['input']!r})"
+    section = _section_at(root, detail["loc"][:-1])
+    if section is None or not detail["loc"]:
+        return lines[0]
+    name = str(detail["loc"][-1])
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, section.model_fields, n=1, cutoff=0.5)
+        lines.append(
+            f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(sorted(section.model_fields))}."
+        )
+    elif name in section.model_fields and section.model_fields[name].description:
+        lines.append(str(section.model_fields[name].description).replace("\n", " "))
+    return "\n  ".join(lines)
+
+
+def _section_at(root: type[Section], path: tuple[str | int, ...]) -> type[Section] | None:
+    """The section that the path leads to, through lists and optional sections."""
+    section = root
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if part not in section.model_fields:
+            return None
+        found = _section_in(section.model_fields[part].annotation)
+        if found is None:
+            return None
+        section = found
+    return section
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section_in(inner))), None)
+
+
+class LogConfig(Section):
+    """Where the run's records lie."""
+
+    url: str = "sqlite:///log.db"
+    """The log: sqlite:///FILE (one machine; a relative FILE lies in the run's directory) or kafka://HOST:PORT."""
+
+    max_record_bytes: int = Field(8 * 1024 * 1024, ge=64 * 1024)
+    """Largest record that the log takes, in bytes. A larger one is refused whole."""
+
+    max_bytes: int = Field(20 * 1024**3, ge=1024 * 1024)
+    """Size at which the embedded log trims its oldest records, in bytes."""
+
+
+class RewardSourceConfig(Section):
+    """One external reward source: a Python function or a reward model."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")
+    """Name of the source in records and metrics: lower case letters, digits and underscores."""
+
+    function: str | None = None
+    """Python function as `package.module:function` or `file.py:function`, with the signature of TRL's reward
+    functions: prompts, completions and the prompt's own columns as keywords; returns a list of floats or None."""
+
+    model: str | None = None
+    """Directory (or hub name) of a Hugging Face sequence-classification reward model."""
+
+    weight: Live[float] = 1.0
+    """Weight in the combined external reward."""
+
+    timeout_s: Live[float] = Field(60.0, gt=0)
+    """A call that takes longer gives missing rewards with the reason `timeout`, in seconds."""
+
+    max_concurrency: int = Field(16, ge=1)
+    """Calls of this source under way at once."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "RewardSourceConfig":
+        if (self.function is None) == (self.model is None):
+            raise ValueError("a reward source is either a 'function' or a 'model': set exactly one of them")
+        return self
+
+
+class ScoringConfig(Section):
+    """How the scorer works."""
+
+    reference: str | None = None
+    """Directory of the frozen reference model. Default: the run's initial model."""
+
+    batch_tokens: int = Field(16384, ge=64)
+    """Padded tokens per forward pass of the reference and of reward models."""
+
+    max_groups: int = Field(64, ge=1)
+    """Groups read and scored together at most; the scorer never waits to fill it."""
+
+    missing_eos_penalty: Live[float | None] = None
+    """Subtracted from the reward of a candidate that was cut off before its end of sequence. Default: none."""
+
+    num_threads: int | None = Field(None, ge=1)
+    """CPU threads of the reference model. Default: what torch chooses."""
+
+
+class SelectionConfig(Section):
+    """Which candidates become a training example."""
+
+    rule: Live[Literal["max_min", "sweet_spot", "quantile"]] = "sweet_spot"
+    """How the rejected candidate is picked: the worst, the one nearest to mu - num_sigmas sigma of the group, or the
+    one at `quantile`. For N <= 8 and normal rewards all three are the worst (arXiv 2502.16825)."""
+
+    num_sigmas: Live[float] = Field(2.0, gt=0)
+    """Distance below the group's mean at which `sweet_spot` looks for the rejected candidate."""
+
+    quantile: Live[float] = Field(0.023, ge=0, le=0.5)
+    """Quantile of the group's rewards at which `quantile` looks for the rejected candidate."""
+
+    min_margin: Live[float] = Field(0.0, ge=0)
+    """Smallest external margin of a DPO pair, in reward units. A pair at or below it counts as a tie."""
+
+    chosen_floor: Live[float | None] = None
+    """Smallest reward of a chosen candidate, in reward units. Below it nothing is trained on. Default: no floor."""
+
+    sft_floor: Live[float | None] = None
+    """Ties and small margins whose best reward is at least this become SFT examples. Default: they are dropped."""
+
+    window: Live[int] = Field(1024, ge=16)
+    """Newest groups that running shares and correlations are computed over."""

@@ -1,0 +1,76 @@
+"""A role's sign of life: one small record a second, which `status`, the learner and the launcher read.
+
+started -> beating (every `interval_s`, or at once after `tell`) -> stopped (a last beat says so)
+"""
+
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+import msgspec
+
+from streaming import topics
+from streaming.log.protocol import Log, Output
+from streaming.metrics import Metrics
+from streaming.records import RoleState, decode, encode
+
+INTERVAL_S = 1.0
+"""One beat a second: `status` looks live, and a day of beats is a few megabytes before compaction."""
+
+
+class Heartbeat:
+    """Writes this role's state to the log until it is closed. Its `state` may be read at any time."""
+
+    def __init__(
+        self, log: Log, metrics: Metrics, *, role: str, index: int = 0, interval_s: float = INTERVAL_S
+    ) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        role_id = f"{role}-{index}"
+        self.state = RoleState(
+            role=role, role_id=role_id, pid=os.getpid(), host=socket.gethostname(), time_s=time.time(),
+            epoch=last_epoch(log, role_id) + 1, health="starting",
+        )  # fmt: skip
+        self._beat()
+        self._thread = threading.Thread(target=self._run, name=f"heartbeat-{role_id}", daemon=True)
+        self._thread.start()
+
+    def tell(self, *, at_once: bool = False, **changes: Any) -> None:
+        """Change fields of the state (health, version, leases, numbers, ...); `at_once` writes it before returning."""
+        with self._lock:
+            self.state = msgspec.structs.replace(self.state, **changes)
+        if at_once:
+            self._beat()
+
+    def close(self, *, health: str = "stopped", message: str = "") -> None:
+        """Write a last beat. Nothing more is written afterwards."""
+        self._wake.set()
+        self._thread.join()
+        self.tell(at_once=True, health=health, message=message, leases=[])
+
+    def _run(self) -> None:
+        while not self._wake.wait(self._interval_s):
+            self._beat()
+
+    def _beat(self) -> None:
+        with self._lock:
+            self.state = msgspec.structs.replace(self.state, time_s=time.time(), seconds=self._metrics.time.seconds())
+            state = self.state
+            self._log.append([Output(topics.ROLES.name, state.role_id.encode(), encode(state))])
+
+
+def role_states(log: Log) -> dict[str, RoleState]:
+    """The newest state of every role that ever beat in this run, by role id."""
+    states = [decode(RoleState, entry.value, where=entry.where) for entry in log.newest(topics.ROLES.name).values()]
+    return {state.role_id: state for state in sorted(states, key=lambda state: state.role_id)}
+
+
+def last_epoch(log: Log, role_id: str) -> int:
+    """How often this role has started before; 0 for the first time."""
+    state = role_states(log).get(role_id)
+    return state.epoch if state else 0

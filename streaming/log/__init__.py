@@ -1,0 +1,1 @@
+"""The log behind one URL: `open_log`."""

@@ -1,0 +1,341 @@
+"""What travels between the roles. Read this file first: everything else moves these structs about.
+
+    PromptRequest -> Group -> ScoredGroup -> Pair -> (a gradient step) -> WeightVersion
+
+Rules: fields are only ever added, always with a default; ids are computed, never drawn; tokens are
+the truth and text is for people; a missing value is None with a reason beside it, never 0.
+"""
+
+import hashlib
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from streaming.errors import RecordError
+
+SCHEMA = 1
+"""Number of this release's record layout; a new release reads every older one."""
+
+Purpose = Literal["train", "eval"]
+Route = Literal["dpo", "sft", "drop"]
+FinishReason = Literal["stop", "length", "abort"]
+Ending = Literal["consumed", "trained", "evaluated", "dropped", "dead_lettered"]
+
+FINAL_ENDINGS: frozenset[str] = frozenset({"trained", "evaluated", "dropped", "dead_lettered"})
+"""Endings after which an example is settled for ever; `consumed` is not: its checkpoint is not durable yet."""
+
+
+def stable_id(*parts: object) -> str:
+    """The same parts give the same 16 hex digits on every machine and in every release."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything on the wire: immutable, keyword-only, unknown fields ignored.
+
+    msgspec inherits `frozen` but not `kw_only`, and type checkers want both repeated: so each record says them.
+    """
+
+
+class Version(msgspec.Struct, frozen=True, order=True):
+    """A weight version: (epoch, number) orders versions of one policy.
+
+    The epoch rises with every learner start, so a restarted learner's lower number is the newer version.
+    """
+
+    epoch: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.number}"
+
+
+class Source(Record, frozen=True, kw_only=True):
+    """The log entry that a record was made from."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Message(Record, frozen=True, kw_only=True):
+    """One chat turn."""
+
+    role: str
+    content: str
+
+
+class Sampling(Record, frozen=True, kw_only=True):
+    """How candidates are drawn; recorded with every request."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    max_tokens: int = 256
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    seed: int | None = None  # None: drawn by the engine
+
+
+class PromptRequest(Record, frozen=True, kw_only=True):
+    """Ask for `num_candidates` samples of one prompt. Written by the scheduler, numbered from 0 without gaps."""
+
+    number: int
+    prompt_id: str
+    num_candidates: int
+    text: str | None = None  # a plain prompt, or
+    messages: list[Message] | None = None  # a conversation, rendered by the model's chat template
+    sampling: Sampling = Sampling()
+    purpose: Purpose = "train"
+    golden: str | None = None  # a known good answer
+    columns: dict[str, Any] = {}  # the data set's other columns, for reward functions (ground truth included)
+    round: int | None = None  # evaluation round, with
+    round_size: int | None = None  # how many requests belong to it
+    min_version: Version | None = None  # do not sample before the engine holds this version (evaluation)
+    config_version: int = 0
+    schema: int = SCHEMA
+
+    @property
+    def group_id(self) -> str:
+        """A request's group: known before a single token is sampled."""
+        return stable_id("group", self.number, self.prompt_id)
+
+
+class Span(Record, frozen=True, kw_only=True):
+    """Response tokens [start, end) were sampled by `version`."""
+
+    version: Version
+    start: int
+    end: int
+
+
+class Candidate(Record, frozen=True, kw_only=True):
+    """One sampled response. `tokens` ends with the end-of-sequence token where the model produced it."""
+
+    tokens: list[int]
+    logprobs: list[float]  # of the sampled tokens, raw model log-probs (before temperature), natural log
+    text: str
+    finish_reason: FinishReason
+    has_eos: bool
+    spans: list[Span]
+
+    @property
+    def version(self) -> Version | None:
+        """The single version that sampled every token; None where an update fell inside."""
+        return self.spans[0].version if len(self.spans) == 1 else None
+
+
+class Group(Record, frozen=True, kw_only=True):
+    """All candidates of one prompt request, with the very tokens that the engine saw."""
+
+    request: PromptRequest
+    prompt_tokens: list[int]
+    candidates: list[Candidate]
+    policy: str
+    generator: str  # role id
+    sampled_s: float  # Unix time when the last candidate finished
+    source: Source | None = None
+    schema: int = SCHEMA
+
+    @property
+    def group_id(self) -> str:
+        return self.request.group_id
+
+    @property
+    def content_hash(self) -> str:
+        """Tells apart two samplings of one request: a request sampled again after a crash has other content."""
+        return stable_id("content", self.prompt_tokens, [c.tokens for c in self.candidates])
+
+
+class SourceRewards(Record, frozen=True, kw_only=True):
+    """One reward source's verdict on a group: a value per candidate, or None and the reason."""
+
+    source: str
+    weight: float
+    values: list[float | None]
+    reasons: list[str | None] = []  # one per candidate where any value is missing; empty where none is
+    version: str = ""  # of the source itself (a model's hash, a function's name)
+
+
+class Implicit(Record, frozen=True, kw_only=True):
+    """h = log pi_model(y|x) - log pi_ref(y|x) per candidate, summed over its tokens (no beta)."""
+
+    model: str  # "sampled": the version spans of the candidate itself
+    h: list[float | None]
+
+
+class ScoredGroup(Record, frozen=True, kw_only=True):
+    """A group with every source's rewards and the reference's log-probs."""
+
+    group: Group
+    rewards: list[SourceRewards]
+    reference_logprobs: list[float]  # per candidate, summed over its tokens
+    reference_version: str
+    implicit: list[Implicit] = []
+    source: Source | None = None
+    schema: int = SCHEMA
+
+
+class Response(Record, frozen=True, kw_only=True):
+    """One side of a training example."""
+
+    candidate: int  # index into the group
+    tokens: list[int]
+    reference_logprob: float  # summed over the tokens
+    reward: float | None
+    sampled_logprob: float | None
+    spans: list[Span]
+    text: str = ""
+    finish_reason: FinishReason = "stop"
+
+
+class Margins(Record, frozen=True, kw_only=True):
+    """Chosen minus rejected; None where it cannot be computed."""
+
+    external: float | None = None
+    implicit: float | None = None  # h(chosen) - h(rejected), no beta
+
+
+class Pair(Record, frozen=True, kw_only=True):
+    """One training example, with everything needed to trace it back to its samples."""
+
+    policy: str
+    request_number: int
+    group_id: str
+    prompt_id: str
+    content_hash: str
+    prompt_tokens: list[int]
+    chosen: Response
+    rejected: Response | None  # None on the sft route
+    route: Route
+    margins: Margins
+    settings_hash: str  # of the selection settings that made it
+    reference_version: str
+    rating_gap: float | None = None
+    weight: float = 1.0
+    spread: float | None = None  # standard deviation of the group's rewards
+    prompt_text: str = ""  # for people
+    index: int = 0  # this example among
+    num_examples: int = 1  # the examples of its group and policy
+    config_version: int = 0
+    source: Source | None = None
+    schema: int = SCHEMA
+
+    @property
+    def pair_id(self) -> str:
+        """The same group, roles and settings always give the same id, so a duplicate is visible anywhere."""
+        rejected = None if self.rejected is None else self.rejected.candidate
+        return stable_id(self.policy, self.group_id, self.chosen.candidate, rejected, self.settings_hash, self.index)
+
+    @property
+    def oldest_version(self) -> Version:
+        """The oldest version that sampled a token of either side."""
+        spans = self.chosen.spans + (self.rejected.spans if self.rejected else [])
+        return min(span.version for span in spans)
+
+
+class Feedback(Record, frozen=True, kw_only=True):
+    """How an example ended, from whichever stage ended it. Read by the scheduler and the audit."""
+
+    request_number: int
+    group_id: str
+    prompt_id: str
+    policy: str
+    ending: Ending
+    stage: str
+    reason: str = ""
+    pair_id: str | None = None
+    content_hash: str = ""
+    route: Route | None = None
+    index: int = 0
+    num_examples: int = 1
+    epoch: int | None = None  # consumed and trained: the learner's
+    step: int | None = None
+    margin: float | None = None
+    spread: float | None = None
+    mean_reward: float | None = None
+    round: int | None = None  # evaluated: which round,
+    round_size: int | None = None
+    version: Version | None = None  # and which single version sampled it
+    time_s: float = 0.0
+    schema: int = SCHEMA
+
+
+class Probe(Record, frozen=True, kw_only=True):
+    """A fixed sequence with the learner's log-probs under the published version: what the parity probe compares."""
+
+    prompt_tokens: list[int]
+    response_tokens: list[int]
+    logprobs: list[float]
+
+
+class WeightVersion(Record, frozen=True, kw_only=True):
+    """A published version. `location` is a complete Hugging Face model directory with our manifest in it."""
+
+    policy: str
+    version: Version
+    location: str
+    manifest_sha256: str
+    step: int  # learner steps taken
+    lineage: list[Version] = []  # last version of each older epoch that this one descends from
+    probe: Probe | None = None
+    format: Literal["safetensors"] = "safetensors"
+    kind: Literal["full", "delta", "adapter"] = "full"
+    time_s: float = 0.0
+    schema: int = SCHEMA
+
+
+class RoleState(Record, frozen=True, kw_only=True):
+    """A role's heartbeat: what it is doing, what it holds, what `status` shows."""
+
+    role: str  # scheduler | generator | scorer | selector | learner
+    role_id: str  # role and index: "generator-0"
+    pid: int
+    host: str
+    time_s: float
+    epoch: int = 0  # starts of this role
+    version: Version | None = None
+    config_version: int = 0
+    health: Literal["starting", "ready", "degraded", "stopping", "stopped", "failed"] = "ready"
+    message: str = ""
+    leases: list[Version] = []  # weight versions that must not be deleted
+    seconds: dict[str, float] = {}  # busy | waiting | blocked | updating, since this start
+    numbers: dict[str, float] = {}  # the role's few headline figures, for status and the live view
+    metrics_address: str | None = None
+    schema: int = SCHEMA
+
+
+class DeadLetter(Record, frozen=True, kw_only=True):
+    """Bytes that a stage could not process, untouched, and why."""
+
+    stage: str
+    source: Source
+    key: bytes
+    value: bytes
+    reason: str
+    attempts: int
+    time_s: float
+    schema: int = SCHEMA
+
+
+R = TypeVar("R", bound=Record)
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def encode(record: Record) -> bytes:
+    """A record's bytes on the wire (msgpack)."""
+    return _ENCODER.encode(record)
+
+
+def decode(kind: type[R], value: bytes, *, where: str = "record") -> R:
+    """The record in these bytes.
+
+    Raises RecordError where they are not a `kind`: bad msgpack, a missing field, a wrong type.
+    """
+    try:
+        return msgspec.msgpack.decode(value, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+        raise RecordError(
+            f"not a {kind.__name__}: {cause}", where=where, do="The bytes go to the dead-letter topic."
+        ) from cause

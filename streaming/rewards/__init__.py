@@ -1,0 +1,1 @@
+"""Reward sources: what an answer is worth, or the reason why nobody knows."""

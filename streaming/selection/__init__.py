@@ -1,0 +1,1 @@
+"""Selection rules: pure functions from rewards to roles, margins and routes."""
