@@ -251,6 +251,10 @@ class Feedback(Record, frozen=True, kw_only=True):
     num_examples: int = 1
     epoch: int | None = None  # consumed and trained: the learner's
     step: int | None = None
+    staleness: int | None = None  # consumed: weight versions between the oldest token and the step
+    loss: float | None = None  # consumed: of this example, at that step
+    chosen_logprob: float | None = None  # consumed: under the policy at that step, summed over the tokens
+    rejected_logprob: float | None = None
     margin: float | None = None
     spread: float | None = None
     mean_reward: float | None = None

@@ -1,0 +1,111 @@
+"""The demo's task: two-digit additions, a base model that knows them but answers noisily, and the reward.
+
+The base model is trained on sums of which half are wrong in one digit, so its greedy answer is right and its
+sampled answer is right about half of the time: online DPO has to sharpen it, and everyone can check the reward.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from deploy.tiny_model import build_model, build_tokenizer
+from streaming.records import stable_id
+
+HIDDEN_SIZE = 192
+NUM_LAYERS = 4
+NUM_STEPS = 400
+BATCH_SIZE = 256
+LEARNING_RATE = 1.5e-3
+WARMUP_STEPS = 50
+WRONG_SHARE = 0.5
+"""Share of wrong answers in the supervised data: what leaves the model something to learn."""
+NUM_HELDOUT = 256
+SEED = 0
+
+Sum = tuple[int, int]
+
+
+def correct(prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **_: object) -> list[float]:
+    """1 for the right sum and nothing else, 0 otherwise. The signature is that of TRL's reward functions."""
+    return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
+
+
+def sums() -> tuple[list[Sum], list[Sum]]:
+    """All additions of two two-digit numbers, shuffled: (training, held out), without overlap."""
+    every = [(a, b) for a in range(10, 100) for b in range(10, 100)]
+    random.Random(SEED).shuffle(every)
+    return every[NUM_HELDOUT:], every[:NUM_HELDOUT]
+
+
+def write_prompts(folder: Path) -> tuple[Path, Path]:
+    """Write train.jsonl and heldout.jsonl and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = (folder / "train.jsonl", folder / "heldout.jsonl")
+    for path, part in zip(paths, sums(), strict=True):
+        path.write_text("".join(json.dumps({"prompt": f"{a}+{b}=", "answer": str(a + b)}) + "\n" for a, b in part))
+    return paths
+
+
+def base_model(cache: Path, *, report: Callable[[str], None]) -> Path:
+    """The directory of the base model, trained now unless `cache` holds it. Tells its progress to `report`."""
+    recipe = (HIDDEN_SIZE, NUM_LAYERS, NUM_STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS, WRONG_SHARE, SEED)
+    directory = cache / f"base-{stable_id(*recipe)}"
+    if (directory / "config.json").exists():
+        report(f"base model: {directory} (made by an earlier run)")
+        return directory
+    report(f"base model: training {NUM_STEPS} steps on noisy sums (about a minute on 2 cores, once) ...")
+    partial = directory.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    train(partial, report=report)
+    partial.rename(directory)
+    return directory
+
+
+def train(directory: Path, *, report: Callable[[str], None]) -> None:
+    """Supervised training of a 1.9-million-parameter Llama on noisy sums; writes a Hugging Face directory."""
+    import torch
+
+    tokenizer = build_tokenizer(chat_template=False)
+    model = build_model(tokenizer, hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS, seed=SEED)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate_factor)
+    rng = random.Random(SEED)
+    training, _ = sums()
+    for step in range(1, NUM_STEPS + 1):
+        texts = [_noisy(rng, *rng.choice(training)) for _ in range(BATCH_SIZE)]
+        rows = [[*tokenizer(prompt + answer).input_ids, tokenizer.eos_token_id] for prompt, answer in texts]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+        labels = torch.tensor(
+            [
+                [-100] * len(prompt) + row[len(prompt) :] + [-100] * (width - len(row))
+                for row, (prompt, _) in zip(rows, texts, strict=True)
+            ]
+        )
+        loss = model(ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if step % 100 == 0:
+            report(f"base model: step {step} of {NUM_STEPS}, loss {loss.item():.3f}")
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _learning_rate_factor(step: int) -> float:
+    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    return warm * min(1.0, 3 * (1 - step / NUM_STEPS) + 0.02)
+
+
+def _noisy(rng: random.Random, a: int, b: int) -> tuple[str, str]:
+    """(prompt, answer); the answer is wrong in one digit with probability WRONG_SHARE. One character, one token."""
+    answer = str(a + b)
+    if rng.random() < WRONG_SHARE:
+        place = rng.randrange(len(answer))
+        other = rng.choice([digit for digit in "0123456789" if digit != answer[place]])
+        answer = answer[:place] + other + answer[place + 1 :]
+    return f"{a}+{b}=", answer
