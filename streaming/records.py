@@ -93,6 +93,7 @@ class PromptRequest(Record, frozen=True, kw_only=True):
     round_size: int | None = None  # how many requests belong to it
     min_version: Version | None = None  # do not sample before the engine holds this version (evaluation)
     config_version: int = 0
+    ordinal: int | None = None  # training: how many training requests came before; with the seed it says which prompt
     schema: int = SCHEMA
 
     @property
