@@ -41,9 +41,12 @@ def build_tokenizer(*, chat_template: bool = True) -> Any:
 
 
 def build_model(
-    tokenizer: Any, *, hidden_size: int = 64, num_layers: int = 2, num_heads: int = 4, tied: bool = False, seed: int = 0
+    tokenizer: Any, *, hidden_size: int = 64, num_layers: int = 2, num_heads: int = 2, tied: bool = False, seed: int = 0
 ) -> Any:
-    """A randomly initialised float32 Llama for this tokenizer."""
+    """A randomly initialised float32 Llama for this tokenizer.
+
+    vLLM's CPU attention takes head sizes (hidden_size / num_heads) of 32, 64, 80, 96, 112, 128 and more, not 16 or 48.
+    """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
