@@ -1,15 +1,31 @@
 """A run's settings: the rooms' sections under one roof; loading, `--set`, and the JSON schema."""
 
+import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import Field, model_validator
 
 from actors.config import GenerationConfig, PromptsConfig, SchedulerConfig
 from learner.config import LearnerConfig
-from streaming.config import Live, LogConfig, RewardSourceConfig, ScoringConfig, Section, SelectionConfig, load_section
+from streaming.config import (
+    Live,
+    LogConfig,
+    Reload,
+    RewardSourceConfig,
+    ScoringConfig,
+    Section,
+    SelectionConfig,
+    load_section,
+    reload_class,
+)
 from streaming.errors import ConfigError
+from streaming.weights import write_durably
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class StopConfig(Section):
@@ -98,13 +114,91 @@ class RunConfig(Section):
         return self
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+SAVED = "config.yaml"
+"""Name of the copy of a run's settings in its directory."""
+
+FILE_LIKE = re.compile(r"^[.~/]|\.(jsonl|json|parquet|csv|py|safetensors)$")
+"""What can only be a path, never a hub name or a module: it is anchored even where nothing lies there yet."""
+
+
+class Change(NamedTuple):
+    """A setting that differs between two starts of a run."""
+
+    path: str
+    old: Any
+    new: Any
+    reload: Reload
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run in this YAML file, with `a.b=c` overrides applied; relative paths in it are relative to the file.
 
     Raises ConfigError, naming the field, for anything that is not right.
     """
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply(values, override)
+    return _anchor(load_section(RunConfig, values, where=str(path)), path.resolve().parent)
+
+
+def load_run(place: Path) -> RunConfig:
+    """The settings of a run, from its directory or from the file that it was started with."""
+    if place.is_dir():
+        saved = place / SAVED
+        if not saved.exists():
+            raise ConfigError(
+                f"holds no {SAVED}, so it is not the directory of a run",
+                where=str(place),
+                do="Give a run's directory (runs/NAME) or its configuration file.",
+            )
+        # A directory that was moved or mounted elsewhere is where it lies now, not where it was made.
+        return load_config(saved).model_copy(update={"directory": str(place.resolve())})
+    return load_config(place)
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the settings as a file that `load_config` reads; whole or not at all."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_durably(path, text.encode())
+
+
+def changes(old: RunConfig, new: RunConfig) -> list[Change]:
+    """Every setting whose value differs, by its path."""
+    return list(_changes(old, new, ""))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a run's file; every setting says in `x-reload` when a change of it takes effect."""
+    schema = RunConfig.model_json_schema()
+    for name, kind in _sections(RunConfig).items():
+        properties = schema["properties"] if kind is RunConfig else schema["$defs"][name]["properties"]
+        for field, info in kind.model_fields.items():
+            if "$ref" not in properties[field]:
+                properties[field]["x-reload"] = str(reload_class(info))
+    return schema
+
+
+def _sections(kind: type[Section]) -> dict[str, type[Section]]:
+    found = {kind.__name__: kind}
+    for info in kind.model_fields.values():
+        for part in (info.annotation, *get_args(info.annotation)):
+            if isinstance(part, type) and issubclass(part, Section):
+                found |= _sections(part)
+    return found
+
+
+def _changes(old: Section, new: Section, prefix: str) -> Iterator[Change]:
+    for name, info in type(new).model_fields.items():
+        before, after = getattr(old, name), getattr(new, name)
+        if isinstance(before, Section) and isinstance(after, Section):
+            yield from _changes(before, after, f"{prefix}{name}.")
+        elif before != after:
+            yield Change(prefix + name, before, after, reload_class(info))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as cause:
         raise ConfigError(
             f"cannot be read: {cause.strerror}", where=str(path), do="Give the path of a YAML file."
@@ -113,63 +207,75 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"is not YAML: {cause}", where=str(path), do="Mend the file.") from cause
     if not isinstance(values, dict):
         raise ConfigError("holds no settings", where=str(path), do="Write `name: ...`, `model: ...` and so on.")
-    for override in overrides or []:
-        _apply(values, override)
-    config = load_section(RunConfig, values, where=str(path))
-    return _anchor(config, path.resolve().parent)
+    return values
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one value by its path; a number in the path is a place in a list."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {override!r} has no value", where="command line", do="Write --set a.b=value.")
+        raise _bad_override(override, "has no value", "Write --set a.b=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        raise _bad_override(override, f"has a value that is not YAML: {cause}", "Quote the value.") from cause
     *parents, last = key.split(".")
     here: Any = values
     for part in parents:
-        here = here[int(part)] if isinstance(here, list) and part.isdigit() else here.setdefault(part, {})
-        if not isinstance(here, dict | list):
-            raise ConfigError(
-                f"--set {key}: {part!r} is a value, not a section", where="command line", do="Check the path."
-            )
-    value = yaml.safe_load(text)
+        here = _descend(here, part, override)
     if isinstance(here, list):
-        here[int(last)] = value
-    else:
+        here[_place(here, last, override)] = value
+    elif isinstance(here, dict):
         here[last] = value
+    else:
+        raise _bad_override(override, f"{last!r} lies in a value, not in a section", "Check the path.")
+
+
+def _descend(here: Any, part: str, override: str) -> Any:
+    if isinstance(here, list):
+        return here[_place(here, part, override)]
+    if not isinstance(here, dict):
+        raise _bad_override(override, f"{part!r} lies in a value, not in a section", "Check the path.")
+    if here.get(part) is None:
+        here[part] = {}
+    return here[part]
+
+
+def _place(items: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise _bad_override(override, f"{part!r} is no place in a list of {len(items)}", "Count from 0.")
+    return int(part)
+
+
+def _bad_override(override: str, what: str, do: str) -> ConfigError:
+    return ConfigError(f"--set {override}: {what}", where="command line", do=do)
 
 
 def _anchor(config: RunConfig, folder: Path) -> RunConfig:
-    """Paths made absolute: those beside the file that exist there; names that do not exist stay as they are."""
+    """Paths made absolute, because the roles work in other directories.
+
+    A path is looked for beside the file, then in the working directory; what lies in neither and can be no path
+    (a hub name, `package.module:function`) stays as it is.
+    """
 
     def beside(name: str) -> str:
         path, colon, attribute = name.partition(":") if ".py:" in name else (name, "", "")
-        return str(folder / path) + colon + attribute if (folder / path).exists() else name
+        expanded = Path(path).expanduser()
+        found = next((base / expanded for base in (folder, Path.cwd()) if (base / expanded).exists()), None)
+        if found is None and FILE_LIKE.search(path):
+            found = folder / expanded
+        return name if found is None else f"{Path(os.path.abspath(found))}{colon}{attribute}"
 
-    prompts = config.prompts.model_copy(
+    def anchored(section: SectionT, *names: str) -> SectionT:
+        values = {name: value and beside(value) for name in names if (value := getattr(section, name)) is not None}
+        return section.model_copy(update=values)
+
+    directory = Path(config.directory).expanduser() if config.directory else Path("runs") / config.name
+    return anchored(config, "model").model_copy(
         update={
-            "path": beside(config.prompts.path),
-            "eval_path": config.prompts.eval_path and beside(config.prompts.eval_path),
-        }
-    )
-    rewards = [
-        source.model_copy(
-            update={
-                "function": source.function and beside(source.function),
-                "model": source.model and beside(source.model),
-            }
-        )
-        for source in config.rewards
-    ]
-    scoring = config.scoring.model_copy(
-        update={"reference": config.scoring.reference and beside(config.scoring.reference)}
-    )
-    directory = Path(config.directory) if config.directory else Path("runs") / config.name
-    return config.model_copy(
-        update={
-            "model": beside(config.model),
-            "directory": str(directory if directory.is_absolute() else folder / directory),
-            "prompts": prompts,
-            "rewards": rewards,
-            "scoring": scoring,
+            "directory": os.path.abspath(folder / directory),
+            "prompts": anchored(config.prompts, "path", "eval_path"),
+            "rewards": [anchored(source, "function", "model") for source in config.rewards],
+            "scoring": anchored(config.scoring, "reference"),
         }
     )

@@ -1,0 +1,279 @@
+"""The scheduler: issues numbered prompt requests, never more than `pipeline_depth` ahead, and held-out rounds.
+
+rebuild from the log -> (hear endings -> issue)* -> the data or the learner is at its end -> last round -> over
+
+Knows no model. What may be issued is decided in `pacing` and `rounds`; this file reads and writes.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from actors.config import PromptsConfig, SamplingConfig, SchedulerConfig
+from actors.pacing import Order, Outstanding, total_requests
+from actors.prompts import Prompt
+from actors.rounds import Rounds
+from streaming import topics
+from streaming.heartbeat import Heartbeat, role_states
+from streaming.log.protocol import Entry, Log, Output
+from streaming.metrics import Metrics
+from streaming.records import Feedback, PromptRequest, RoleState, Sampling, Version, WeightVersion, decode, encode
+
+WAIT_S = 0.05
+"""Longest wait for feedback before the other topics are looked at; an ending itself wakes the scheduler at once."""
+
+ROLES_S = 0.25
+"""Between two looks at the learner's health: its end is no hurry, and every look decodes every role's state."""
+
+READ_RECORDS = 1024
+"""Feedback records per read: a slot that is free is filled before the next thousand endings are looked at."""
+
+ISSUE_RECORDS = 256
+"""Requests per append, so that the first of a deep pipeline do not wait for the last."""
+
+
+class Prompts(NamedTuple):
+    """The data of a run."""
+
+    train: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+
+
+class Scheduler:
+    """Issues requests until it is stopped or over. All of its state comes from the log, so a restart goes on exactly.
+
+    `since_s`: states of other roles from before this Unix time belong to an earlier start of the run.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        metrics: Metrics,
+        heartbeat: Heartbeat,
+        *,
+        prompts: Prompts,
+        config: SchedulerConfig,
+        prompts_config: PromptsConfig,
+        sampling: SamplingConfig,
+        policy: str,
+        since_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._heartbeat = heartbeat
+        self._prompts = prompts
+        self._config = config
+        self._sampling = sampling
+        self._policy = policy
+        self._since_s = since_s
+        self._now = now
+        total = total_requests(len(prompts.train), prompts_config.max_passes, config.max_requests)
+        self._order = Order(num_prompts=len(prompts.train), seed=prompts_config.shuffle_seed, total=total)
+        self._outstanding = Outstanding()
+        self._rounds = Rounds()
+        self._learner: RoleState | None = None
+        self._learner_seen_s = -ROLES_S
+        self._newest_step = -1
+
+    def run(self, stop: threading.Event) -> None:
+        """Issue requests until `stop`, the end of the data, or the learner's end; the last version is measured first.
+
+        Tells why it is over in its state: health "stopped", message "end of data" or "learner stopped".
+        """
+        feedback_from = self._rebuild()
+        weights_from = self._first_weights()
+        with self._log.assign(feedback_from) as feedback, self._log.assign(weights_from) as weights:
+            self._heartbeat.tell(health="ready")
+            while not stop.is_set():
+                self._look_at_learner()
+                self._see_weights(weights.read(max_records=READ_RECORDS, timeout_s=0))
+                with self._metrics.time.spend("busy"):
+                    self._issue()
+                self._tell()
+                if (message := self._over()) is not None:
+                    self._heartbeat.tell(health="stopped", message=message, at_once=True)
+                    return
+                is_full = self._outstanding.num_train >= self._config.pipeline_depth
+                with self._metrics.time.spend("blocked" if is_full else "waiting"):
+                    entries = feedback.read(max_records=READ_RECORDS, timeout_s=WAIT_S)
+                self._hear(entries)
+
+    # Rebuilding: first what was issued, then what has ended.
+
+    def _rebuild(self) -> dict[tuple[str, int], int]:
+        for entry in _read_all(self._log, topics.PROMPTS.name):
+            request = decode(PromptRequest, entry.value, where=entry.where)
+            self._issued(request)
+        follow = dict(self._log.begin_offsets(topics.FEEDBACK.name))
+        for entry in _read_all(self._log, topics.FEEDBACK.name):
+            self._end(decode(Feedback, entry.value, where=entry.where))
+            follow[entry.topic, entry.partition] = entry.offset + 1
+        return follow
+
+    def _first_weights(self) -> dict[tuple[str, int], int]:
+        newest = self._log.newest(topics.WEIGHTS.name).values()
+        self._see_weights(sorted(newest, key=lambda entry: (entry.partition, entry.offset)))
+        follow = dict(self._log.begin_offsets(topics.WEIGHTS.name))
+        for entry in newest:
+            place = (entry.topic, entry.partition)
+            follow[place] = max(follow.get(place, 0), entry.offset + 1)
+        return follow
+
+    # Hearing
+
+    def _hear(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._metrics.count("records_read_total", topic=topics.FEEDBACK.name)
+            self._end(decode(Feedback, entry.value, where=entry.where))
+
+    def _end(self, feedback: Feedback) -> None:
+        if feedback.policy not in ("", self._policy):
+            return
+        self._outstanding.end(feedback)
+        over = self._rounds.end(feedback)
+        if over is not None and over.mean_reward is not None:
+            self._metrics.set("heldout_reward", over.mean_reward)
+
+    def _see_weights(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            weights = decode(WeightVersion, entry.value, where=entry.where)
+            if weights.policy != self._policy:
+                continue
+            self._rounds.publish(weights.version)
+            self._newest_step = weights.step
+            if self._rounds.in_flight:  # it may be measured: name it before the learner can delete it
+                self._heartbeat.tell(at_once=True, leases=self._rounds.leases())
+
+    def _look_at_learner(self) -> None:
+        if self._now() - self._learner_seen_s < ROLES_S:
+            return
+        self._learner_seen_s = self._now()
+        state = role_states(self._log).get("learner-0")
+        self._learner = state if state is not None and state.time_s >= self._since_s else None
+
+    # Issuing
+
+    def _issue(self) -> None:
+        self._issue_round()
+        if self._learner_stopped:
+            return
+        while room := self._outstanding.room(self._config.pipeline_depth, self._order.total):
+            self._append([self._train_request(i) for i in range(min(room, ISSUE_RECORDS))])
+
+    def _issue_round(self) -> None:
+        if not self._prompts.held_out:
+            return
+        version = self._rounds.due(eval_every=self._config.eval_every, is_final=self._is_final)
+        if version is not None:
+            self._append([self._eval_request(i, version) for i in range(len(self._prompts.held_out))])
+            self._heartbeat.tell(at_once=True, leases=self._rounds.leases())
+
+    def _append(self, requests: Sequence[PromptRequest]) -> None:
+        name = topics.PROMPTS.name
+        self._log.append([Output(name, request.prompt_id.encode(), encode(request)) for request in requests])
+        self._metrics.count("records_written_total", len(requests), topic=name)
+        for request in requests:
+            self._metrics.count("requests_issued_total", purpose=request.purpose)
+            self._issued(request)
+
+    def _issued(self, request: PromptRequest) -> None:
+        self._outstanding.issue(request)
+        if request.purpose == "eval":
+            self._rounds.issue(request)
+
+    def _train_request(self, ahead: int) -> PromptRequest:
+        ordinal = self._outstanding.next_ordinal + ahead
+        prompt = self._prompts.train[self._order.index(ordinal)]
+        config = self._sampling
+        sampling = Sampling(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            max_tokens=config.max_tokens,
+            stop=config.stop,
+        )
+        return PromptRequest(
+            number=self._outstanding.next_number + ahead,
+            prompt_id=prompt.prompt_id,
+            num_candidates=config.num_candidates,
+            text=prompt.text,
+            messages=prompt.messages,
+            sampling=sampling,
+            golden=prompt.golden,
+            columns=prompt.columns,
+            ordinal=ordinal,
+        )
+
+    def _eval_request(self, index: int, version: Version) -> PromptRequest:
+        """One answer at temperature 1 from the whole distribution, so that measurements of any two runs compare."""
+        prompt = self._prompts.held_out[index]
+        sampling = Sampling(temperature=1.0, max_tokens=self._sampling.max_tokens, stop=self._sampling.stop)
+        return PromptRequest(
+            number=self._outstanding.next_number + index,
+            prompt_id=prompt.prompt_id,
+            num_candidates=1,
+            text=prompt.text,
+            messages=prompt.messages,
+            sampling=sampling,
+            purpose="eval",
+            golden=prompt.golden,
+            columns=prompt.columns,
+            round=self._rounds.next_number,
+            round_size=len(self._prompts.held_out),
+            min_version=version,
+        )
+
+    # The end
+
+    @property
+    def _learner_stopped(self) -> bool:
+        return self._learner is not None and self._learner.health == "stopped"
+
+    @property
+    def _data_over(self) -> bool:
+        """Every example of the data has ended, and what the learner made of the last ones is published."""
+        if not self._outstanding.is_exhausted(self._order.total) or self._outstanding.num_train:
+            return False
+        return self._learner is not None and self._newest_step >= self._learner.numbers.get("step", 0)
+
+    @property
+    def _is_final(self) -> bool:
+        return self._learner_stopped or self._data_over
+
+    def _over(self) -> str | None:
+        """Why there is nothing left to do; None while there is."""
+        if not self._is_final:
+            return None
+        if self._prompts.held_out:
+            due = self._rounds.due(eval_every=self._config.eval_every, is_final=True)
+            if self._rounds.in_flight or due is not None:
+                return None
+        return "end of data" if self._data_over else "learner stopped"
+
+    def _tell(self) -> None:
+        outstanding = self._outstanding
+        self._metrics.set("requests_outstanding", outstanding.num_train)
+        numbers = {
+            "issued": float(outstanding.next_ordinal),
+            "outstanding": float(outstanding.num_train),
+            "exhausted": float(outstanding.is_exhausted(self._order.total)),
+            "eval_outstanding": float(outstanding.num_eval),
+        }
+        if self._order.total is not None:
+            numbers["total"] = float(self._order.total)
+        measured, best = self._rounds.newest_measured, self._rounds.best
+        if measured is not None and measured.mean_reward is not None:
+            numbers["heldout_reward"] = measured.mean_reward
+        if best is not None and best.mean_reward is not None:
+            numbers["best_heldout_reward"] = best.mean_reward
+        self._heartbeat.tell(numbers=numbers, leases=self._rounds.leases())
+
+
+def _read_all(log: Log, topic: str) -> Iterator[Entry]:
+    """Everything in a topic up to its present end, in the order of each partition."""
+    ends = log.end_offsets(topic)
+    with log.assign(log.begin_offsets(topic)) as consumer:
+        while any(consumer.positions()[place] < end for place, end in ends.items()):
+            yield from consumer.read(max_records=READ_RECORDS, timeout_s=1.0)
