@@ -8,6 +8,7 @@ A crash loses nothing of this: the same calls in the order of the log rebuild it
 import random
 from dataclasses import dataclass, field
 
+from streaming.audit import SUPERSEDED
 from streaming.records import Feedback, PromptRequest, stable_id
 
 
@@ -69,9 +70,12 @@ class Outstanding:
     def end(self, feedback: Feedback) -> bool:
         """An example ended (`consumed` frees the slot too). True where it was the last one of its request.
 
-        Hearing the same ending again, or of a request that is not outstanding, changes nothing.
+        Hearing the same ending again, or of a request that is not outstanding, changes nothing; nor does a second
+        content of a group (`superseded`), whose first content is still on its way.
         """
         number = feedback.request_number
+        if feedback.ending == "dropped" and feedback.reason == SUPERSEDED:
+            return False
         if number in self._eval:
             self._eval.discard(number)
             return True

@@ -8,6 +8,7 @@ measurement; it is repeated at once, a few times.
 
 from dataclasses import dataclass, field
 
+from streaming.evaluation import Measurement, measurements
 from streaming.records import Feedback, PromptRequest, Version
 
 MAX_REPEATS = 3
@@ -16,40 +17,42 @@ MAX_REPEATS = 3
 
 @dataclass
 class Round:
-    """One measurement under way or over."""
+    """One measurement, under way or over."""
 
     number: int
     min_version: Version
-    size: int
     issued: set[int] = field(default_factory=set)  # request numbers
     ended: set[int] = field(default_factory=set)
     evaluated: list[Feedback] = field(default_factory=list)
+    measurement: Measurement | None = None
+    """Of one version, over every prompt; None while the round is under way, and where it is broken."""
 
     @property
     def is_over(self) -> bool:
-        return len(self.ended) >= len(self.issued)  # fewer than `size` where an append was torn: then it is broken
+        return self.ended >= self.issued
 
-    @property
-    def version(self) -> Version | None:
-        """The single version that was measured, once the round is over and whole."""
-        versions = {f.version for f in self.evaluated if f.mean_reward is not None}
-        whole = len(self.evaluated) == self.size and len(versions) == 1 and None not in versions
-        return versions.pop() if whole else None
-
-    @property
-    def mean_reward(self) -> float | None:
-        """Mean reward over the round's prompts; None while it is not one version's whole measurement."""
-        if self.version is None:
-            return None
-        return sum(f.mean_reward or 0.0 for f in self.evaluated) / self.size
+    def end(self, feedback: Feedback) -> None:
+        """One of its requests ended, perhaps again: a request sampled again after a crash may complete a version."""
+        self.ended.add(feedback.request_number)
+        if feedback.ending == "evaluated":
+            self.evaluated.append(feedback)
+        if self.is_over:
+            self.measurement = next((m for m in measurements(self.evaluated) if m.is_complete), None)
 
 
 class Rounds:
-    """All rounds of a run. Rebuilt after a crash by the same calls in the order of the log."""
+    """All rounds of a run. Rebuilt after a crash from its requests, then its feedback, each in any order."""
 
     def __init__(self) -> None:
-        self._rounds: dict[int, Round] = {}
-        self._round_of: dict[int, int] = {}  # request number -> round number
+        self.best: Measurement | None = None
+        """The highest complete measurement; the earliest of equals."""
+
+        self.newest: Measurement | None = None
+        """The complete measurement of the newest round that has one."""
+
+        self._rounds: dict[int, Round] = {}  # by number
+        self._last: Round | None = None
+        self._round_of: dict[int, Round] = {}  # by request number
         self._published: list[Version] = []  # the newest one, and what came while a round was under way
 
     def publish(self, version: Version) -> None:
@@ -60,76 +63,58 @@ class Rounds:
 
     def issue(self, request: PromptRequest) -> None:
         """A request of a round is durable in the log."""
-        assert request.round is not None and request.round_size is not None and request.min_version is not None
-        new = Round(request.round, request.min_version, request.round_size)
-        self._rounds.setdefault(request.round, new).issued.add(request.number)
-        self._round_of[request.number] = request.round
+        assert request.round is not None and request.min_version is not None
+        found = self._rounds.setdefault(request.round, Round(request.round, request.min_version))
+        found.issued.add(request.number)
+        self._round_of[request.number] = found
+        self._last = self._rounds[max(self._rounds)]
 
-    def end(self, feedback: Feedback) -> Round | None:
-        """An evaluation request ended. Returns its round where that was the last one of it."""
-        number = self._round_of.get(feedback.request_number)
-        if number is None:
-            return None
-        found = self._rounds[number]
-        if found.is_over or feedback.request_number in found.ended:
-            return None
-        found.ended.add(feedback.request_number)
-        if feedback.ending == "evaluated":
-            found.evaluated.append(feedback)
-        return found if found.is_over else None
+    def end(self, feedback: Feedback) -> None:
+        """A request ended; anything but a request of a round changes nothing."""
+        found = self._round_of.get(feedback.request_number)
+        if found is None:
+            return
+        found.end(feedback)
+        if (measured := found.measurement) is None:
+            return
+        if self.newest is None or measured.round > self.newest.round:
+            self.newest = measured
+        if self.best is None or (measured.mean, -measured.round) > (self.best.mean, -self.best.round):
+            self.best = measured
 
     def due(self, *, eval_every: int, is_final: bool) -> Version | None:
-        """The version that a new round has to measure now (at least); None where nothing is due.
+        """The version that a new round has to measure now (or a newer one); None where nothing is due.
 
         Due are the first version, then every `eval_every` numbers, and with `is_final` the newest one.
         """
         if not self._published or self.in_flight:
             return None
-        newest, last = self._published[-1], self.last
-        if last is None:
+        newest, last, num_broken = self._published[-1], self._last, self._num_broken()
+        if last is None or 0 < num_broken <= MAX_REPEATS:
             return newest
-        if last.version is None and self._broken_in_a_row() <= MAX_REPEATS:
-            return newest
-        measured = last.version or last.min_version
+        measured = last.measurement.version if last.measurement else last.min_version
         if is_final:
-            return newest if last.version != newest and self._broken_in_a_row() <= MAX_REPEATS else None
-        # A restarted learner may go on from a lower number: the growth counts from there.
-        base = measured.number if newest.epoch == measured.epoch else min(measured.number, newest.number)
-        return newest if newest.number - base >= eval_every else None
+            return newest if measured != newest and not num_broken else None
+        return newest if newest.number - measured.number >= eval_every else None
 
     @property
     def next_number(self) -> int:
-        return max(self._rounds, default=-1) + 1
-
-    @property
-    def last(self) -> Round | None:
-        return self._rounds[max(self._rounds)] if self._rounds else None
+        return 0 if self._last is None else self._last.number + 1
 
     @property
     def in_flight(self) -> bool:
-        return self.last is not None and not self.last.is_over
-
-    @property
-    def newest_measured(self) -> Round | None:
-        return next((self._rounds[n] for n in sorted(self._rounds, reverse=True) if self._rounds[n].version), None)
-
-    @property
-    def best(self) -> Round | None:
-        """The measured round with the highest mean reward; the earliest of equals."""
-        measured = [r for _, r in sorted(self._rounds.items()) if r.mean_reward is not None]
-        return max(measured, key=lambda r: r.mean_reward or 0.0, default=None)
+        return self._last is not None and not self._last.is_over
 
     def leases(self) -> list[Version]:
         """Versions that must stay on disk: the best, and while a round is under way all that it might measure."""
         needed = {self.best.version} if self.best else set()
-        if self.last is not None and self.in_flight:
-            needed |= {v for v in self._published if v >= self.last.min_version}
-        return sorted(v for v in needed if v is not None)
+        if self._last is not None and self.in_flight:
+            needed |= {version for version in self._published if version >= self._last.min_version}
+        return sorted(needed)
 
-    def _broken_in_a_row(self) -> int:
-        count = 0
-        for number in sorted(self._rounds, reverse=True):
-            if self._rounds[number].version is not None:
-                break
-            count += 1
-        return count
+    def _num_broken(self) -> int:
+        """Broken rounds since the newest measured one."""
+        newest_first = sorted((number for number in self._rounds), reverse=True)
+        return next(
+            (place for place, number in enumerate(newest_first) if self._rounds[number].measurement), len(newest_first)
+        )

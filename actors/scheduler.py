@@ -7,7 +7,7 @@ Knows no model. What may be issued is decided in `pacing` and `rounds`; this fil
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from actors.config import PromptsConfig, SamplingConfig, SchedulerConfig
@@ -15,6 +15,7 @@ from actors.pacing import Order, Outstanding, total_requests
 from actors.prompts import Prompt
 from actors.rounds import Rounds
 from streaming import topics
+from streaming.audit import entries
 from streaming.heartbeat import Heartbeat, role_states
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
@@ -97,17 +98,17 @@ class Scheduler:
                     return
                 is_full = self._outstanding.num_train >= self._config.pipeline_depth
                 with self._metrics.time.spend("blocked" if is_full else "waiting"):
-                    entries = feedback.read(max_records=READ_RECORDS, timeout_s=WAIT_S)
-                self._hear(entries)
+                    heard = feedback.read(max_records=READ_RECORDS, timeout_s=WAIT_S)
+                self._hear(heard)
 
     # Rebuilding: first what was issued, then what has ended.
 
     def _rebuild(self) -> dict[tuple[str, int], int]:
-        for entry in _read_all(self._log, topics.PROMPTS.name):
+        for entry in entries(self._log, topics.PROMPTS.name):
             request = decode(PromptRequest, entry.value, where=entry.where)
             self._issued(request)
         follow = dict(self._log.begin_offsets(topics.FEEDBACK.name))
-        for entry in _read_all(self._log, topics.FEEDBACK.name):
+        for entry in entries(self._log, topics.FEEDBACK.name):
             self._end(decode(Feedback, entry.value, where=entry.where))
             follow[entry.topic, entry.partition] = entry.offset + 1
         return follow
@@ -123,8 +124,8 @@ class Scheduler:
 
     # Hearing
 
-    def _hear(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
+    def _hear(self, heard: Iterable[Entry]) -> None:
+        for entry in heard:
             self._metrics.count("records_read_total", topic=topics.FEEDBACK.name)
             self._end(decode(Feedback, entry.value, where=entry.where))
 
@@ -132,12 +133,10 @@ class Scheduler:
         if feedback.policy not in ("", self._policy):
             return
         self._outstanding.end(feedback)
-        over = self._rounds.end(feedback)
-        if over is not None and over.mean_reward is not None:
-            self._metrics.set("heldout_reward", over.mean_reward)
+        self._rounds.end(feedback)
 
-    def _see_weights(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
+    def _see_weights(self, published: Iterable[Entry]) -> None:
+        for entry in published:
             weights = decode(WeightVersion, entry.value, where=entry.where)
             if weights.policy != self._policy:
                 continue
@@ -263,17 +262,9 @@ class Scheduler:
         }
         if self._order.total is not None:
             numbers["total"] = float(self._order.total)
-        measured, best = self._rounds.newest_measured, self._rounds.best
-        if measured is not None and measured.mean_reward is not None:
-            numbers["heldout_reward"] = measured.mean_reward
-        if best is not None and best.mean_reward is not None:
-            numbers["best_heldout_reward"] = best.mean_reward
+        if self._rounds.newest is not None:
+            numbers["heldout_reward"] = self._rounds.newest.mean
+            self._metrics.set("heldout_reward", self._rounds.newest.mean)
+        if self._rounds.best is not None:
+            numbers["best_heldout_reward"] = self._rounds.best.mean
         self._heartbeat.tell(numbers=numbers, leases=self._rounds.leases())
-
-
-def _read_all(log: Log, topic: str) -> Iterator[Entry]:
-    """Everything in a topic up to its present end, in the order of each partition."""
-    ends = log.end_offsets(topic)
-    with log.assign(log.begin_offsets(topic)) as consumer:
-        while any(consumer.positions()[place] < end for place, end in ends.items()):
-            yield from consumer.read(max_records=READ_RECORDS, timeout_s=1.0)
