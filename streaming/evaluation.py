@@ -1,0 +1,42 @@
+"""Held-out measurements from feedback: one weight version a measurement."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from streaming.records import Feedback, Version
+from streaming.selection.margins import mean
+
+Key = tuple[int, Version]
+"""(round, version)."""
+
+
+@dataclass(frozen=True, order=True)
+class Measurement:
+    """The mean reward of a round's held-out prompts under one weight version."""
+
+    round: int
+    version: Version
+    mean: float
+    count: int  # prompts measured
+    size: int  # prompts that the round has
+    is_complete: bool
+
+
+def measurements(feedback: Iterable[Feedback]) -> list[Measurement]:
+    """Every round's measurement per version, by round and version.
+
+    A prompt counts once, with its first evaluation: feedback repeats after a crash. A prompt whose answers span
+    an update belongs to no version, so its round stays incomplete.
+    """
+    rewards: dict[Key, dict[int, float]] = {}
+    sizes: dict[int, int] = {}
+    for one in feedback:
+        if one.ending != "evaluated" or one.round is None or one.version is None or one.mean_reward is None:
+            continue
+        rewards.setdefault((one.round, one.version), {}).setdefault(one.request_number, one.mean_reward)
+        sizes[one.round] = one.round_size or 0
+    return [_measurement(key, list(values.values()), sizes[key[0]]) for key, values in sorted(rewards.items())]
+
+
+def _measurement(key: Key, values: list[float], size: int) -> Measurement:
+    return Measurement(key[0], key[1], mean(values), len(values), size, len(values) == size)

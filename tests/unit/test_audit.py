@@ -1,0 +1,74 @@
+from typing import Any
+
+import pytest
+
+from streaming.audit import Balance, audit
+from streaming.records import Feedback
+from tests.builders import make_feedback, make_prompt
+
+
+def balance(num_requests: int, *feedback: Feedback) -> Balance:
+    return audit([make_prompt(number) for number in range(num_requests)], feedback, policy="policy")
+
+
+def dropped(number: int, reason: str, **fields: Any) -> Feedback:
+    return make_feedback(number, ending="dropped", reason=reason, **fields)
+
+
+def test_every_request_with_one_ending_balances() -> None:
+    found = balance(4, make_feedback(0), dropped(1, "tie"), dropped(2, "tie"), make_feedback(3, ending="evaluated"))
+    assert found.is_balanced
+    assert found.endings == {("trained", ""): 1, ("dropped", "tie"): 2, ("evaluated", ""): 1}
+    assert found.count("dropped") == 2
+
+
+def test_a_request_without_feedback_has_not_ended() -> None:
+    found = balance(2, make_feedback(1))
+    assert (found.is_balanced, found.not_ended) == (False, [0])
+
+
+def test_a_consumed_request_has_not_ended() -> None:
+    found = balance(1, make_feedback(0, ending="consumed", epoch=1, step=3))
+    assert (found.not_ended, found.consumed) == ([0], [0])
+
+
+def test_training_at_two_steps_is_found() -> None:
+    found = balance(1, make_feedback(0, epoch=1, step=3), make_feedback(0, epoch=2, step=4))
+    assert found.ended_twice == [0]
+    assert not found.is_balanced
+
+
+def test_the_same_ending_written_again_after_a_crash_counts_once() -> None:
+    found = balance(1, make_feedback(0, epoch=1, step=3), make_feedback(0, epoch=2, step=3))
+    assert found.is_balanced
+    assert found.endings == {("trained", ""): 1}
+
+
+def test_two_different_endings_of_one_example_are_found() -> None:
+    assert balance(1, dropped(0, "tie"), make_feedback(0)).ended_twice == [0]
+
+
+def test_a_superseded_second_content_ends_nothing() -> None:
+    assert balance(1, dropped(0, "superseded")).not_ended == [0]
+    assert balance(1, make_feedback(0), dropped(0, "superseded")).is_balanced
+
+
+@pytest.mark.parametrize(("indices", "has_ended"), [([0], False), ([1, 1], False), ([0, 1], True)])
+def test_a_request_has_ended_when_all_its_examples_have(indices: list[int], has_ended: bool) -> None:
+    found = balance(1, *(make_feedback(0, index=index, num_examples=2) for index in indices))
+    assert found.is_balanced is has_ended
+    assert found.ended_twice == []
+
+
+def test_a_request_written_twice_counts_once() -> None:
+    assert audit([make_prompt(0), make_prompt(0)], [make_feedback(0)], policy="policy").num_requests == 1
+
+
+def test_another_policy_has_its_own_books() -> None:
+    found = balance(1, make_feedback(0, policy="other"))
+    assert found.not_ended == [0]
+    assert found.unknown == []
+
+
+def test_feedback_about_a_request_that_is_not_there_is_shown() -> None:
+    assert balance(1, make_feedback(0), make_feedback(7)).unknown == [7]
