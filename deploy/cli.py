@@ -1,0 +1,199 @@
+"""The command line: a row per command; the work is elsewhere.
+
+Exit codes: 0 done, 2 bad usage, configuration or data, 3 something is missing or unreachable, 1 anything else.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from deploy.config import RunConfig, json_schema, load_config, load_run
+from streaming.errors import StreamDPOError
+from streaming.log.protocol import Log
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Online DPO as a stream.",
+)
+
+Config = Annotated[Path, typer.Argument(help="The run's YAML file.", show_default=False)]
+Run = Annotated[Path, typer.Argument(help="The run's directory, or its YAML file.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Another value for a setting.", show_default=False),
+]
+
+
+@app.command()
+def run(config: Config, set_: Set = None) -> None:
+    """Run the main job: every role, until a limit passes or you press Ctrl-C. The same command goes on after a stop."""
+    from deploy.check import preflight
+    from deploy.launcher import launch
+    from deploy.live import opened_view
+    from deploy.report import write_report
+
+    settings = load_config(config, set_ or [])
+    preflight(settings)
+    with opened_view() as view:
+        outcome = launch(settings, view)
+    directory = Path(settings.directory or "")
+    print(f"{settings.name}: {outcome.reason} after {outcome.elapsed_s:.0f} s")
+    if outcome.best is not None:
+        print(f"best version {outcome.best.version}: held-out reward {outcome.best.mean:.3f} ({directory / 'best'})")
+    print(f"last version: {directory / 'last'}")
+    print(f"report: {write_report(directory)}")
+
+
+@app.command()
+def demo() -> None:
+    """Improve a tiny model that is trained on the spot: no network, no GPU, no settings."""
+    from deploy.demo import run_demo
+
+    raise typer.Exit(run_demo())
+
+
+@app.command()
+def check(config: Config, set_: Set = None) -> None:
+    """Check settings, files, model, rewards, disk and devices, and say what to mend. Starts nothing."""
+    from deploy.check import all_checks
+
+    console = Console(soft_wrap=True)
+    codes = [0]
+    for finding in all_checks(load_config(config, set_ or [])):
+        if finding.error is None:
+            console.print(f"[green]ok[/]    {finding.subject}: {escape(finding.note)}", highlight=False)
+        else:
+            console.print(f"[red]mend[/]  {finding.subject}: {escape(str(finding.error))}", highlight=False)
+            codes.append(finding.error.exit_code)
+    raise typer.Exit(min((code for code in codes if code), default=0))
+
+
+@app.command()
+def role(
+    role: Annotated[str, typer.Argument(help="generator, scorer, selector, learner or scheduler.")],
+    config: Config,
+    index: Annotated[int, typer.Option(help="Which of several generators, or the learner's rank.")] = 0,
+    set_: Set = None,
+) -> None:
+    """Be one role, as a plain process. Ctrl-C and SIGTERM end it cleanly."""
+    from deploy.roles import role_environment, run_role
+
+    settings = load_config(config, set_ or [])
+    for name, value in role_environment(settings, role, has_gpu=Path("/dev/nvidiactl").exists()).items():
+        os.environ.setdefault(name, value)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    run_role(settings, role, index, stop)
+
+
+@app.command()
+def status(run: Run) -> None:
+    """What each role is doing: health, idle time, lag, version, reward."""
+    from deploy.status import read_status, table
+
+    with _opened(run) as (settings, log):
+        found = read_status(log, settings)
+    if not found.roles:
+        print(f"{settings.name}: no role has started yet")
+        return
+    Console().print(table(found))
+
+
+@app.command()
+def tail(
+    topic: Annotated[str, typer.Argument(help="prompts, candidates, scored, pairs, feedback, weights, roles, ...")],
+    run: Run,
+    num: Annotated[int, typer.Option("--num", "-n", help="Newest entries to show first.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is appended.")] = False,
+    field: Annotated[
+        list[str] | None, typer.Option(help="Show only this field (a path like group.request.number).")
+    ] = None,
+) -> None:
+    """Entries of a topic, one line of JSON each."""
+    from deploy import inspect_log
+
+    with _opened(run) as (settings, log):
+        found = inspect_log.find_topic(topic, settings.policy)
+        stop = threading.Event()
+        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        for entry in inspect_log.newest_entries(log, found.name, num):
+            print(inspect_log.line(entry, found.record, fields=field or ()))
+        for entry in inspect_log.follow(log, found.name, stop) if follow else ():
+            print(inspect_log.line(entry, found.record, fields=field or ()), flush=True)
+
+
+@app.command()
+def audit(run: Run) -> None:
+    """Do the books balance? Every request must end exactly one way. Exit code 1 where they do not."""
+    from streaming.audit import audit_log
+
+    with _opened(run) as (settings, log):
+        balance = audit_log(log, policy=settings.policy)
+    print(f"{balance.num_requests} requests of {balance.policy}")
+    for (ending, reason), count in sorted(balance.endings.items()):
+        print(f"  {ending}{f' ({reason})' if reason else ''}: {count}")
+    open_ = len(balance.not_ended)
+    print(f"  not ended: {open_}{f' ({len(balance.consumed)} of them in a step not yet durable)' if open_ else ''}")
+    print(f"  ended twice: {len(balance.ended_twice)} {balance.ended_twice[:10] or ''}".rstrip())
+    raise typer.Exit(0 if balance.is_balanced else 1)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write one self-contained HTML page about a run, in progress or over."""
+    from deploy.report import write_report
+    from deploy.roles import run_directory
+
+    print(write_report(run_directory(load_run(run))))
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of a run's YAML file, for editors: every setting with its meaning and default."""
+    print(json.dumps(json_schema(), indent=2))
+
+
+@contextmanager
+def _opened(run: Path) -> Iterator[tuple[RunConfig, Log]]:
+    """A run's settings and its log. Raises ConfigError where nothing has run there yet."""
+    from deploy.roles import open_run_log, run_directory
+    from streaming.errors import ConfigError
+
+    settings = load_run(run)
+    if not (run_directory(settings) / "config.yaml").exists():
+        raise ConfigError(
+            "nothing has run there yet", where=str(run_directory(settings)), do="Start it: streamdpo run."
+        )
+    with open_run_log(settings) as log:
+        yield settings, log
+
+
+def main() -> None:
+    """The entry point: errors that we raise on purpose are text, not tracebacks."""
+    sys.exit(exit_code_of(app))
+
+
+def exit_code_of(command: Callable[[], object]) -> int:
+    """Run it, print what it raises on purpose, and say how to exit."""
+    try:
+        command()
+    except StreamDPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    return 0

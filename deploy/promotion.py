@@ -1,0 +1,59 @@
+"""The best and the last version of a run, each a complete model directory that stays: RUN/best and RUN/last."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from streaming.evaluation import Measurement
+from streaming.records import Version
+from streaming.weights import sync_directory
+
+
+def version_directory(run: Path, policy: str, version: Version) -> Path:
+    """Where the learner publishes a version."""
+    return run / "weights" / policy / str(version)
+
+
+def best_of(measured: Iterable[Measurement]) -> Measurement | None:
+    """The highest complete measurement; the earliest of equals."""
+    complete = [one for one in measured if one.is_complete]
+    return max(complete, key=lambda one: (one.mean, -one.round), default=None)
+
+
+def newest_of(measured: Iterable[Measurement]) -> Measurement | None:
+    """The complete measurement of the newest round that has one."""
+    return max((one for one in measured if one.is_complete), key=lambda one: (one.round, one.version), default=None)
+
+
+def promote(version: Path, target: Path) -> bool:
+    """Make `target` a copy of a published version; its files share their content with it where the disk can.
+
+    `target` is whole at any moment but the one between two renames, and a crash there is mended by the next call.
+    False, and nothing changes, where the version is no longer on disk.
+    """
+    partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(version, partial, copy_function=_link)
+    except (FileNotFoundError, shutil.Error):
+        shutil.rmtree(partial, ignore_errors=True)
+        return False
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    sync_directory(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return True
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copy2(source, target)

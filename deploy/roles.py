@@ -1,0 +1,188 @@
+"""Builds every role from the settings: the only place where the parts of the rooms are joined.
+
+process starts -> log, metrics, endpoint, heartbeat open -> the role runs -> all of it closes, the last beat last
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from deploy.check import check_packages
+from deploy.config import RunConfig
+from deploy.server import MetricsServer
+from streaming.errors import ConfigError, StreamDPOError
+from streaming.heartbeat import Heartbeat
+from streaming.log import open_log
+from streaming.log.protocol import Log
+from streaming.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a run."""
+
+    role: str
+    index: int
+
+    @property
+    def role_id(self) -> str:
+        return f"{self.role}-{self.index}"
+
+
+class Role(Protocol):
+    """What every role is."""
+
+    def run(self, stop: threading.Event) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a role is built from."""
+
+    config: RunConfig
+    index: int
+    log: Log
+    metrics: Metrics
+    heartbeat: Heartbeat
+    since_s: float  # Unix time of the run's start: states of other roles from before it are history
+
+    @property
+    def directory(self) -> Path:
+        return run_directory(self.config)
+
+
+def run_directory(config: RunConfig) -> Path:
+    """Where the run lies."""
+    assert config.directory is not None, "load_config fills it in"
+    return Path(config.directory)
+
+
+def processes(config: RunConfig) -> list[Process]:
+    """Every process of a run, the quickest to start last: what is slow begins first."""
+    return [
+        *(Process("generator", i) for i in range(config.generation.num_generators)),
+        *(Process("learner", rank) for rank in range(config.learner.world_size)),
+        Process("scorer", 0),
+        Process("selector", 0),
+        Process("scheduler", 0),
+    ]
+
+
+def open_run_log(config: RunConfig) -> Log:
+    """The log of a run."""
+    return open_log(config.log, run=config.name, directory=run_directory(config), policy=config.policy)
+
+
+def role_environment(config: RunConfig, role: str, *, has_gpu: bool) -> dict[str, str]:
+    """Variables that libraries read when they are first imported."""
+    threads = {
+        "generator": config.generation.engine.num_threads,
+        "learner": config.learner.num_threads,
+        "scorer": config.scoring.num_threads,
+    }.get(role, 1)
+    environment = {
+        "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
+        "TOKENIZERS_PARALLELISM": "false",  # tokenizers warns, and may hang, when a process with its threads forks
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    if not has_gpu:
+        environment |= {"DS_ACCELERATOR": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return environment
+
+
+def run_role(config: RunConfig, role: str, index: int, stop: threading.Event, *, since_s: float | None = None) -> None:
+    """Be this role until `stop` or its own end. Raises what it failed of; its last beat says so too."""
+    process = Process(role, index)
+    if process not in processes(config):
+        raise ConfigError(
+            f"there is no {process.role_id} in this run",
+            where="role",
+            do=f"It has: {', '.join(known.role_id for known in processes(config))}.",
+        )
+    check_packages()
+    with log_to_file(config, process.role_id), open_run_log(config) as log, _beating(config, process, log) as beating:
+        metrics, heartbeat = beating
+        parts = Parts(config, index, log, metrics, heartbeat, time.time() if since_s is None else since_s)
+        BUILDERS[role](parts).run(stop)
+
+
+@contextmanager
+def _beating(config: RunConfig, process: Process, log: Log) -> Iterator[tuple[Metrics, Heartbeat]]:
+    """Metrics with their endpoint, and a heartbeat whose last word is how the role ended."""
+    metrics = Metrics(process.role)
+    heartbeat = Heartbeat(log, metrics, role=process.role, index=process.index)
+    try:
+        port = None if config.metrics.port is None else config.metrics.port + processes(config).index(process)
+        with MetricsServer(metrics, lambda: heartbeat.state, host=config.metrics.host, port=port) as server:
+            heartbeat.tell(metrics_address=server.address, at_once=True)
+            yield metrics, heartbeat
+    except BaseException as error:
+        logging.getLogger(__name__).exception("%s failed", process.role_id)
+        what = error.what if isinstance(error, StreamDPOError) else f"{type(error).__name__}: {error}"
+        heartbeat.close(health="failed", message=what)
+        raise
+    heartbeat.close(health="stopped", message=heartbeat.state.message)
+
+
+@contextmanager
+def log_to_file(config: RunConfig, role_id: str) -> Iterator[None]:
+    """What this process and its libraries log goes to RUN/logs/ROLE-ID.log."""
+    path = log_path(config, role_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(config.log_level.upper())
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        handler.close()
+
+
+def log_path(config: RunConfig, role_id: str) -> Path:
+    """Where a role logs."""
+    return run_directory(config) / "logs" / f"{role_id}.log"
+
+
+def settings_of(config: RunConfig) -> str:
+    """The settings as they travel to a process: JSON, so that nothing has to be unpickled."""
+    return config.model_dump_json()
+
+
+def settings_from(text: str) -> RunConfig:
+    """The settings that `settings_of` wrote."""
+    return RunConfig.model_validate(json.loads(text))
+
+
+def _scheduler(parts: Parts) -> Role:
+    from actors.prompts import read_eval_prompts, read_prompts
+    from actors.scheduler import Prompts, Scheduler
+
+    config = parts.config
+    return Scheduler(
+        parts.log,
+        parts.metrics,
+        parts.heartbeat,
+        prompts=Prompts(read_prompts(config.prompts), read_eval_prompts(config.prompts)),
+        config=config.scheduler,
+        prompts_config=config.prompts,
+        sampling=config.generation.sampling,
+        policy=config.policy,
+        since_s=parts.since_s,
+    )
+
+
+BUILDERS: dict[str, Callable[[Parts], Role]] = {"scheduler": _scheduler}

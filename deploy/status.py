@@ -1,0 +1,108 @@
+"""What a run is doing now: every role's state, and how far each reader is behind. Read from the log only."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rich.markup import escape
+from rich.table import Table
+
+from deploy.config import RunConfig
+from streaming import topics
+from streaming.heartbeat import role_states
+from streaming.log.protocol import Log
+from streaming.records import RoleState
+
+SILENT_S = 15.0
+"""Seconds without a heartbeat after which a role counts as gone: fifteen beats, and longer than any pause seen."""
+
+
+class Status(NamedTuple):
+    """One look at a run."""
+
+    roles: list[RoleState]
+    lags: Mapping[str, int]  # by role: entries of its input topic that its group has not settled
+    time_s: float
+
+    def number(self, role: str, name: str) -> float | None:
+        """A headline figure of the first role of this kind that has it."""
+        return next((s.numbers[name] for s in self.roles if s.role == role and name in s.numbers), None)
+
+
+def read_status(log: Log, config: RunConfig) -> Status:
+    """The state of the run as the log has it."""
+    return Status(list(role_states(log).values()), _lags(log, config), time.time())
+
+
+def _lags(log: Log, config: RunConfig) -> dict[str, int]:
+    readers = {
+        "generator": ("generators", topics.PROMPTS.name),
+        "scorer": ("scorer", topics.CANDIDATES.name),
+        "selector": (f"selector.{config.policy}", topics.SCORED.name),
+    }
+    lags = {}
+    for role, (group, topic) in readers.items():
+        committed = log.committed(group, [topic])
+        lags[role] = sum(max(0, end - committed.get(place, 0)) for place, end in log.end_offsets(topic).items())
+    return lags
+
+
+def health_of(state: RoleState, now_s: float) -> str:
+    """The health that a role told, unless it has been silent for too long."""
+    silent_s = now_s - state.time_s
+    if state.health not in ("stopped", "failed") and silent_s > SILENT_S:
+        return f"silent {silent_s:.0f} s"
+    return state.health
+
+
+def shares(before: RoleState | None, now: RoleState) -> dict[str, float]:
+    """The share of each kind of time between two beats of one start (since its start, without an earlier beat)."""
+    start = before.seconds if before is not None and before.epoch == now.epoch else {}
+    spent = {state: seconds - start.get(state, 0.0) for state, seconds in now.seconds.items()}
+    total = sum(spent.values())
+    return {state: seconds / total for state, seconds in spent.items()} if total > 0 else {}
+
+
+def table(status: Status, before: Mapping[str, RoleState] | None = None) -> Table:
+    """A row per role."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("role", "health", "busy", "waiting", "blocked", "updating"):
+        drawn.add_column(name, justify="left" if name in ("role", "health") else "right", no_wrap=True)
+    drawn.add_column("lag", justify="right")
+    drawn.add_column("version", justify="right")
+    drawn.add_column("figures", overflow="fold")
+    for state in status.roles:
+        drawn.add_row(*_row(state, status, (before or {}).get(state.role_id)))
+    return drawn
+
+
+def _row(state: RoleState, status: Status, before: RoleState | None) -> list[str]:
+    spent = shares(before, state)
+    health = health_of(state, status.time_s)
+    lag = status.lags.get(state.role)
+    return [
+        state.role_id,
+        f"[{_COLOURS.get(health, 'red')}]{health}[/]",
+        *(f"{spent[name]:.0%}" if name in spent else "" for name in ("busy", "waiting", "blocked", "updating")),
+        "" if lag is None else str(lag),
+        "" if state.version is None else str(state.version),
+        escape(figures(state) + (f"  {state.message.splitlines()[0]}" if state.message else "")),
+    ]
+
+
+_COLOURS = {"ready": "green", "starting": "yellow", "degraded": "yellow", "stopping": "yellow", "stopped": "blue"}
+
+
+def figures(state: RoleState) -> str:
+    """A role's headline figures on one line."""
+    return " ".join(f"{name}={short(value)}" for name, value in state.numbers.items())
+
+
+def short(value: float) -> str:
+    """A number as people read it at a glance."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
