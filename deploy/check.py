@@ -209,21 +209,15 @@ def _reward_check(config: RunConfig, index: int, prompts: list[Prompt]) -> Calla
 
 
 def check_log(config: RunConfig) -> str:
-    """The run's directory can be written; a SQLite log stays on this machine."""
+    """The run's directory can be made and written; the log is of a kind that is there."""
     directory = Path(config.directory or "")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as cause:
+    nearest = next(path for path in (directory, *directory.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise NotReadyError(
-            f"cannot be written: {cause.strerror}", where=str(directory), do="Set `directory` to another place."
-        ) from cause
-    if not config.log.url.startswith("sqlite:///"):
-        raise ConfigError(
-            f"log.url {config.log.url!r}: only sqlite:/// is there", where="log.url", do="Use sqlite:///log.db."
+            f"{nearest} cannot be written", where=str(directory), do="Set `directory` to another place."
         )
+    if not config.log.url.startswith("sqlite:///"):
+        raise ConfigError(f"{config.log.url!r} is no log", where="log.url", do="Write sqlite:///log.db.")
     return f"{config.log.url} in {directory}"
 
 

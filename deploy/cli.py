@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -182,18 +182,21 @@ def _opened(run: Path) -> Iterator[tuple[RunConfig, Log]]:
         yield settings, log
 
 
-def main() -> None:
-    """The entry point: errors that we raise on purpose are text, not tracebacks."""
-    sys.exit(exit_code_of(app))
+def execute(arguments: Sequence[str] | None = None) -> int:
+    """Run a command (that of this process where `arguments` is None) and return its exit code.
 
-
-def exit_code_of(command: Callable[[], object]) -> int:
-    """Run it, print what it raises on purpose, and say how to exit."""
+    Errors that we raise on purpose are printed as text, without a traceback.
+    """
     try:
-        command()
+        app(arguments)
     except StreamDPOError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     return 0
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(execute())

@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
@@ -95,7 +96,12 @@ def launch(config: RunConfig, view: View) -> Outcome:
     interrupts = Interrupts()
     for change in prepare(config):
         view.event(f"changed since the last start: {change.path}: {change.old!r} -> {change.new!r}")
-    with connected_ray(config), interrupts.caught(), open_run_log(config) as log:
+    with (
+        printing_to(log_path(config, "launcher")),
+        connected_ray(config),
+        interrupts.caught(),  # after Ray, which has a handler for SIGTERM of its own
+        open_run_log(config) as log,
+    ):
         started_s, since_s = time.monotonic(), time.time()
         watch = Watch(config, log, view)
         with started_fleet(config, since_s, interrupts, view) as fleet:
@@ -104,6 +110,14 @@ def launch(config: RunConfig, view: View) -> Outcome:
         watch.look(time.monotonic() - started_s)
         watch.keep_last()
         return Outcome(reason, time.monotonic() - started_s, watch.best, watch.newest)
+
+
+@contextmanager
+def printing_to(path: Path) -> Iterator[None]:
+    """What libraries print goes to a file, not through the live view (Ray prints every worker's death)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        yield
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from deploy.status import Status, short, table
@@ -131,21 +132,25 @@ class LiveView:
         self._draw()
 
     def _draw(self) -> None:
-        parts: list[Text | object] = []
+        parts: list[Text | Table] = []
         if self._progress is not None:
             before: dict[str, RoleState] = {state.role_id: state for state in self._earlier[0].roles}
             parts = [Text(f"{self._progress.name}  {headline(self._progress)}", style="bold")]
             parts.append(table(self._progress.status, before))
         parts += [Text(event, style="dim") for event in self._events]
-        self._live.update(Group(*parts))  # type: ignore[arg-type]
+        self._live.update(Group(*parts))
 
 
 @contextmanager
-def opened_view(stream: TextIO = sys.stdout) -> Iterator[View]:
-    """The live table where `stream` is a terminal, plain lines elsewhere."""
+def opened_view() -> Iterator[View]:
+    """The live table where standard output is a terminal, plain lines elsewhere.
+
+    It keeps the stream that it finds: what is redirected inside the block does not disturb it.
+    """
+    stream = sys.stdout
     console = Console(file=stream)
     if not console.is_terminal:
         yield PlainView(stream)
         return
-    with Live(console=console, refresh_per_second=4) as live:
+    with Live(console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False) as live:
         yield LiveView(live)

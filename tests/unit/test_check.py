@@ -1,0 +1,110 @@
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.check import all_checks, check_disk, check_model_files, check_ports, describe_pipeline, preflight
+from deploy.config import RunConfig, load_config
+from deploy.tiny_model import save_tiny_model
+from streaming.errors import DataError, NotReadyError, StreamDPOError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "model", chat_template=False)
+
+
+def prepared(folder: Path, model: Path, *, prompts: list | None = None, **changed) -> RunConfig:
+    """A run whose files are all there."""
+    rows = [{"prompt": f"{n}+1=", "answer": n + 1} for n in range(4)] if prompts is None else prompts
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "reward.py").write_text("def score(completions, **rest):\n    return [len(c) for c in completions]\n")
+    settings = {
+        "name": "mine",
+        "model": str(model),
+        "prompts": {"path": "prompts.jsonl"},
+        "rewards": [{"name": "length", "function": "reward.py:score"}],
+        "generation": {"engine": {"kind": "transformers"}},
+        **changed,
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    return load_config(folder / "run.yaml")
+
+
+def test_a_run_whose_files_are_all_there_has_nothing_to_mend(tmp_path, model):
+    findings = {finding.subject: finding for finding in all_checks(prepared(tmp_path, model))}
+    assert [str(finding.error) for finding in findings.values() if finding.error] == []
+    assert findings["prompts"].note.startswith("4 texts, columns for rewards: answer; none held out")
+    assert findings["reward length"].note == "gave 2, 19 on trial"
+    assert findings["model"].note.startswith("llama, vocabulary ")
+
+
+def test_one_failed_check_does_not_stop_the_others(tmp_path, model):
+    config = prepared(tmp_path, tmp_path / "nowhere")
+    (tmp_path / "prompts.jsonl").write_text("")
+    failed = {finding.subject: finding.error for finding in all_checks(config) if finding.error}
+    assert list(failed) == ["prompts", "model"]
+    assert [error.exit_code for error in failed.values()] == [2, 3]
+
+
+def test_messages_for_a_model_without_chat_template_are_found_before_the_run(tmp_path, model):
+    config = prepared(tmp_path, model, prompts=[{"prompt": [{"role": "user", "content": "Hi"}]}])
+    with pytest.raises(DataError, match="no chat template"):
+        preflight(config)
+
+
+def test_a_reward_that_raises_is_found_before_the_run(tmp_path, model):
+    config = prepared(tmp_path, model)
+    (tmp_path / "reward.py").write_text("def score(completions, **rest):\n    raise ValueError('bad weather')\n")
+    with pytest.raises(DataError, match="raised ValueError: bad weather"):
+        preflight(config)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "*.safetensors", "tokenizer*"])
+def test_a_model_directory_that_is_not_complete_is_named_with_what_it_lacks(tmp_path, model, missing):
+    shutil.copytree(model, tmp_path / "model")
+    for file in (tmp_path / "model").glob(missing):
+        file.unlink()
+    with pytest.raises(NotReadyError, match="has no " + missing.rstrip("*").replace("*.", r"\*.")):
+        check_model_files(str(tmp_path / "model"))
+
+
+def test_a_wrong_model_path_is_named(tmp_path):
+    with pytest.raises(NotReadyError, match="nowhere: is not a directory"):
+        check_model_files(str(tmp_path / "nowhere"))
+
+
+def test_a_long_prompt_that_leaves_no_room_is_told(tmp_path, model):
+    config = prepared(tmp_path, model, prompts=[{"prompt": "1" * 500}])
+    note = next(finding.note for finding in all_checks(config) if finding.subject == "model")
+    assert "the longest prompt has 500 tokens: 12 of 256 are left for its answer" in note
+
+
+def test_a_pipeline_that_leaves_generators_idle_is_told(tmp_path, model):
+    config = prepared(tmp_path, model, scheduler={"pipeline_depth": 40})
+    assert "batch_size + generators x concurrency = 96" in describe_pipeline(config)
+
+
+def test_a_taken_port_is_found(tmp_path, model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = prepared(tmp_path, model, metrics={"port": taken.getsockname()[1]})
+        with pytest.raises(NotReadyError, match="cannot be listened on"):
+            check_ports(config)
+
+
+def test_a_disk_that_is_too_small_is_found(tmp_path, model):
+    config = prepared(tmp_path, model, learner={"checkpoint": {"keep": 10**9}})
+    with pytest.raises(NotReadyError, match="GB are needed for versions and checkpoints"):
+        check_disk(config)
+
+
+def test_the_errors_of_a_check_say_what_to_do(tmp_path, model):
+    config = prepared(tmp_path, tmp_path / "nowhere")
+    error = next(finding.error for finding in all_checks(config) if finding.error)
+    assert isinstance(error, StreamDPOError)
+    assert error.do

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+from deploy.promotion import best_of, newest_of, promote, version_directory
+from streaming.evaluation import Measurement
+from streaming.records import Version
+
+
+def measured(round: int, mean: float, *, count: int = 2) -> Measurement:
+    return Measurement(round, Version(1, 8 * round), mean, count, 2, count == 2)
+
+
+def published(run: Path, number: int) -> Path:
+    directory = version_directory(run, "policy", Version(1, number))
+    (directory / "sub").mkdir(parents=True)
+    (directory / "model.safetensors").write_text(f"weights {number}")
+    (directory / "sub" / "more.json").write_text("{}")
+    return directory
+
+
+def test_the_best_is_the_highest_whole_measurement_and_the_earliest_of_equals():
+    rounds = [measured(0, 0.1), measured(1, 0.5), measured(2, 0.5), measured(3, 0.9, count=1)]
+    assert best_of(rounds) == rounds[1]
+    assert newest_of(rounds) == rounds[2]
+    assert best_of([]) is None
+    assert newest_of(rounds[3:]) is None
+
+
+def test_a_kept_version_survives_the_removal_of_the_published_one(tmp_path):
+    source = published(tmp_path, 3)
+    assert promote(source, tmp_path / "best")
+    (source / "model.safetensors").unlink()
+    assert (tmp_path / "best" / "model.safetensors").read_text() == "weights 3"
+    assert (tmp_path / "best" / "sub" / "more.json").exists()
+
+
+def test_a_newer_best_replaces_the_older_one_whole(tmp_path):
+    promote(published(tmp_path, 3), tmp_path / "best")
+    newer = published(tmp_path, 4)
+    (newer / "sub" / "more.json").unlink()
+    assert promote(newer, tmp_path / "best")
+    assert (tmp_path / "best" / "model.safetensors").read_text() == "weights 4"
+    assert not (tmp_path / "best" / "sub" / "more.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "weights"]
+
+
+def test_a_version_that_is_gone_leaves_the_kept_one_as_it_is(tmp_path):
+    promote(published(tmp_path, 3), tmp_path / "best")
+    assert not promote(tmp_path / "weights" / "policy" / "1.99", tmp_path / "best")
+    assert (tmp_path / "best" / "model.safetensors").read_text() == "weights 3"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "weights"]
+
+
+def test_a_crash_between_the_two_renames_is_mended_by_the_next_call(tmp_path):
+    promote(published(tmp_path, 3), tmp_path / "best")
+    (tmp_path / "best").rename(tmp_path / ".best.old")
+    (tmp_path / ".best.partial").mkdir()
+    assert not promote(tmp_path / "weights" / "policy" / "1.99", tmp_path / "best")
+    assert (tmp_path / "best" / "model.safetensors").read_text() == "weights 3"
+    assert promote(published(tmp_path, 5), tmp_path / "best")
+    assert (tmp_path / "best" / "model.safetensors").read_text() == "weights 5"
