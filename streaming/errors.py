@@ -10,6 +10,7 @@ StreamDPOError        exit code 1
     TooLargeError               the record is larger than the log takes
     LeaseLostError              another member owns the partition now: its work will be done again there
   WeightsError                  a version does not match its checksum, or did not load: it is not applied
+  EngineError                   the engine died or broke its promise: it is restarted, its requests sampled again
   NonFiniteError                the loss was not finite several times in a row: the checkpoint is intact
 """
 
@@ -72,6 +73,10 @@ class LeaseLostError(LogError):
 
 
 class WeightsError(StreamDPOError):
+    pass
+
+
+class EngineError(StreamDPOError):
     pass
 
 

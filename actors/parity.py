@@ -1,0 +1,33 @@
+"""Are the engine's log-probs the learner's? The built-in probe of every published version.
+
+It catches what a checksum cannot: right bytes that were put into the wrong place, or into half of the places.
+"""
+
+from actors.engine import Engine
+from streaming.errors import WeightsError
+from streaming.records import Probe
+
+
+async def max_difference(engine: Engine, probe: Probe) -> float:
+    """The largest difference, in nats, between what engine and learner give to a token of the probe.
+
+    What is beyond the engine's longest sequence is not compared.
+    """
+    room = engine.max_model_len - 1 - len(probe.prompt_tokens)
+    response = probe.response_tokens[: max(0, room)]
+    if not response:
+        return 0.0
+    found = await engine.logprobs(probe.prompt_tokens, response)
+    return max(abs(ours - theirs) for ours, theirs in zip(found, probe.logprobs[: len(found)], strict=True))
+
+
+async def check(engine: Engine, probe: Probe, *, tolerance: float) -> float:
+    """`max_difference`; raises WeightsError where it is above `tolerance`, or not a number."""
+    difference = await max_difference(engine, probe)
+    if not difference <= tolerance:
+        raise WeightsError(
+            f"the engine's log-probs differ from the learner's by {difference:.3g} nats, above {tolerance:g}",
+            where=f"version {engine.version}",
+            do="The engine is restarted. If it stays so, raise generation.engine.parity_tolerance for low precision.",
+        )
+    return difference
