@@ -57,3 +57,8 @@ def price(model: Any, batch: MicroBatch) -> tuple[Side, Side]:
     policy_B = torch.where(batch.is_pair_B, gathered.sums_B[batch.rejected_of_B], 0.0)
     length_B = torch.where(batch.is_pair_B, gathered.lengths_B[batch.rejected_of_B], 0)
     return chosen, Side(policy_B, batch.reference_rejected_B, length_B)
+
+
+def vocabulary_size(model: Any) -> int:
+    """Tokens that the model knows."""
+    return int(model.get_input_embeddings().num_embeddings)

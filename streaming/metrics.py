@@ -35,6 +35,7 @@ SPECS: dict[str, Spec] = {
     "records_read_total": Spec(Counter, "Records this role read.", ("topic",)),
     "records_written_total": Spec(Counter, "Records this role wrote and saw acknowledged.", ("topic",)),
     "duplicates_total": Spec(Counter, "Records recognised by their id as already processed.", ("topic",)),
+    "superseded_total": Spec(Counter, "Examples of a request of which another content was taken.", ("topic",)),
     "retries_total": Spec(Counter, "Batches processed again after a passing failure.", ("stage",)),
     "dead_letters_total": Spec(Counter, "Records that could not be processed.", ("stage",)),
     "lag_records": Spec(Gauge, "Records in the topic that this role's group has not committed.", ("topic",)),

@@ -1,0 +1,38 @@
+"""What the learner tells about the examples it ends. Pure: pairs to feedback.
+
+A trained example is `consumed` (epoch, step) at its step, and `trained` once a checkpoint that contains the step is
+durable. A dropped one is `consumed` with the reason at once, so that pacing goes on, and `dropped` after a checkpoint.
+"""
+
+import msgspec
+
+from learner.pairs import STAGE
+from streaming.records import Feedback, Pair
+
+
+def consumed(pair: Pair, *, epoch: int, step: int, time_s: float, reason: str = "") -> Feedback:
+    """This example needs no slot any more. `reason`: it was dropped, not trained."""
+    return Feedback(
+        request_number=pair.request_number,
+        group_id=pair.group_id,
+        prompt_id=pair.prompt_id,
+        policy=pair.policy,
+        ending="consumed",
+        stage=STAGE,
+        reason=reason,
+        pair_id=pair.pair_id,
+        content_hash=pair.content_hash,
+        route=pair.route,
+        index=pair.index,
+        num_examples=pair.num_examples,
+        epoch=epoch,
+        step=step,
+        margin=pair.margins.external,
+        spread=pair.spread,
+        time_s=time_s,
+    )
+
+
+def final(one: Feedback) -> Feedback:
+    """The final ending of an example that was consumed."""
+    return msgspec.structs.replace(one, ending="dropped" if one.reason else "trained")

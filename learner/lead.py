@@ -1,0 +1,262 @@
+"""What rank 0 decides: which pairs make a step, when a version is published, when a checkpoint is committed.
+
+    publish the restored weights -> (wait for a batch -> step -> publish? -> checkpoint?) ... -> checkpoint
+
+What is true at any moment: an example is `consumed` once it was in a step (its slot is free), and has its final
+ending once a checkpoint that contains it is durable. What was consumed after the newest checkpoint is trained again
+by the next start, and nothing else is.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+
+from learner import endings
+from learner.batch import example_of
+from learner.checkpoint import Checkpoint, ProbeTokens, State
+from learner.config import LearnerConfig
+from learner.limits import Limits
+from learner.pairs import PairReader, is_last_batch
+from learner.publisher import Publisher
+from learner.staleness import lineage_of, pair_staleness
+from learner.trainer import StepNumbers, Trainer
+from streaming import topics
+from streaming.errors import LeaseLostError, NonFiniteError
+from streaming.heartbeat import Heartbeat, role_states
+from streaming.log.protocol import Log, Output
+from streaming.metrics import Metrics
+from streaming.records import Feedback, Pair, Version, WeightVersion, decode, encode
+
+MAX_NON_FINITE = 3
+"""Steps in a row that may not be finite: after so many the weights or the settings are at fault, not the batch."""
+
+_POLL_S = 0.01
+"""Pause between two looks for new pairs: shorter than a step, long enough to cost nothing."""
+
+_QUIET_S = 1.0
+"""How often a waiting learner looks whether the data has ended, and shows its other ranks that it lives."""
+
+
+class Lead:
+    """One start of the learner, from its restored checkpoint to its last one."""
+
+    def __init__(
+        self,
+        log: Log,
+        metrics: Metrics,
+        heartbeat: Heartbeat | None,
+        *,
+        trainer: Trainer,
+        publisher: Publisher,
+        limits: Limits,
+        config: LearnerConfig,
+        policy: str,
+        epoch: int,
+        restored: Checkpoint | None,
+        since_s: float,
+    ) -> None:
+        state = restored.state if restored else None
+        self._log = log
+        self._metrics = metrics
+        self._heartbeat = heartbeat
+        self._trainer = trainer
+        self._publisher = publisher
+        self._limits = limits
+        self._config = config
+        self._policy = policy
+        self._since_s = since_s
+        self._step = state.step if state else 0
+        self._version = Version(epoch, state.version.number if state else 0)
+        self._lineage = lineage_of(state.version if state else None, state.lineage if state else [], epoch=epoch)
+        self._probe: ProbeTokens | None = state.probe if state else None
+        self._to_repeat = state.endings if state else []
+        self._ended: list[Feedback] = []  # consumed since the newest checkpoint
+        self._saved_step = self._step if state else None
+        self._published_step = self._step
+        self._num_non_finite = 0
+        self._reader = PairReader(log, metrics, policy=policy, judge=self._judge, state=state.reader if state else None)
+
+    def run(self, stop: threading.Event) -> None:
+        """Train until `stop` or `max_steps`, then commit a checkpoint of whatever is new."""
+        self._feed_back(self._to_repeat)
+        self._publish()
+        self._tell(health="ready")
+        while not (stop.is_set() or self._is_done):
+            batch = self._next_batch(stop)
+            if batch:
+                self._take_step(batch)
+        if self._is_done and self._published_step < self._step:
+            self._publish_next()
+        if self._ended or self._saved_step != self._step:
+            self._checkpoint()
+        self._reader.close()
+        self._tell(health="stopped", message="max_steps" if self._is_done else "stopped")
+
+    @property
+    def _is_done(self) -> bool:
+        return self._config.max_steps is not None and self._step >= self._config.max_steps
+
+    def _judge(self, pair: Pair) -> str | None:
+        reason = self._limits.refuse(pair)
+        if reason is not None:
+            return reason
+        age = pair_staleness(pair, self._version, self._lineage)
+        return "stale" if age is None or age > self._config.batch.max_staleness else None
+
+    def _next_batch(self, stop: threading.Event) -> list[Pair]:
+        """A full batch, the last partial one, or nothing where `stop` came first."""
+        looked_s = time.monotonic()
+        with self._metrics.time.spend("waiting"):
+            while not stop.is_set():
+                with self._metrics.time.spend("busy"):
+                    is_full = self._reader.fill(self._config.batch.batch_size)
+                    self._settle_drops()
+                if is_full:
+                    return self._reader.next_batch(self._config.batch.batch_size)
+                if time.monotonic() - looked_s > _QUIET_S:
+                    looked_s = time.monotonic()
+                    self._trainer.idle()
+                    if self._has_data_ended():
+                        return self._reader.next_batch(self._config.batch.batch_size)
+                stop.wait(_POLL_S)
+        return []
+
+    def _has_data_ended(self) -> bool:
+        scheduler = role_states(self._log).get("scheduler-0")
+        if scheduler is None or scheduler.time_s < self._since_s:
+            return False
+        return is_last_batch(scheduler.numbers, self._reader.pending_requests)
+
+    def _settle_drops(self) -> None:
+        drops = self._reader.take_drops()
+        self._consume([drop.pair for drop in drops], [drop.reason for drop in drops])
+
+    def _take_step(self, batch: Sequence[Pair]) -> None:
+        numbers = self._trainer.train(self._step, [example_of(pair) for pair in batch])
+        if not numbers.is_applied:
+            self._skip(batch)
+            return
+        self._num_non_finite = 0
+        self._step += 1
+        self._probe = ProbeTokens(batch[0].prompt_tokens, batch[0].chosen.tokens)
+        self._show(batch, numbers)
+        self._consume(batch, [""] * len(batch))
+        if self._step % self._config.publish.sync_every == 0:
+            self._publish_next()
+        if self._step % self._config.checkpoint.every_steps == 0:
+            self._checkpoint()
+
+    def _skip(self, batch: Sequence[Pair]) -> None:
+        """The step was not finite on some rank, and changed nothing on any."""
+        self._num_non_finite += 1
+        self._metrics.count("non_finite_steps_total")
+        self._consume(batch, ["non_finite"] * len(batch))
+        if self._num_non_finite >= MAX_NON_FINITE:
+            raise NonFiniteError(
+                f"{self._num_non_finite} steps in a row had a loss or gradient that is not finite; the newest of their "
+                f"pairs is {batch[-1].pair_id}",
+                where=f"learner step {self._step}",
+                do="The newest checkpoint is intact. Lower learner.optimizer.learning_rate, look at the pairs with "
+                "`streamdpo tail`, and run again.",
+            )
+
+    def _consume(self, pairs: Sequence[Pair], reasons: Sequence[str]) -> None:
+        """Free the slots of these examples; their final endings wait for the next checkpoint."""
+        told = [
+            endings.consumed(pair, epoch=self._version.epoch, step=self._step, time_s=time.time(), reason=reason)
+            for pair, reason in zip(pairs, reasons, strict=True)
+        ]
+        self._ended += told
+        self._feed_back(told)
+
+    def _feed_back(self, told: Sequence[Feedback]) -> None:
+        if not told:
+            return
+        self._log.append([Output(topics.FEEDBACK.name, one.group_id.encode(), encode(one)) for one in told])
+        self._metrics.count("records_written_total", len(told), topic=topics.FEEDBACK.name)
+        for one in told:
+            self._metrics.count("endings_total", ending=one.ending, reason=one.reason)
+
+    def _publish_next(self) -> None:
+        self._version = Version(self._version.epoch, self._version.number + 1)
+        self._publish()
+
+    def _publish(self) -> None:
+        with self._metrics.time.spend("updating"):
+            self._refuse_to_be_second()
+            self._trainer.publish(
+                self._publisher, self._version, step=self._step, lineage=self._lineage, tokens=self._probe
+            )
+            self._publisher.prune(now_s=time.time())
+        self._published_step = self._step
+        self._metrics.count("records_written_total", topic=topics.WEIGHTS.name)
+        self._metrics.set("published_timestamp_seconds", time.time())
+        self._metrics.set("weights_epoch", self._version.epoch)
+        self._metrics.set("weights_number", self._version.number)
+        self._tell(version=self._version)
+
+    def _checkpoint(self) -> None:
+        with self._metrics.time.spend("updating"):
+            self._refuse_to_be_second()
+            finals = [endings.final(one) for one in self._ended]
+            self._trainer.save(
+                State(
+                    step=self._step,
+                    version=self._version,
+                    lineage=self._lineage,
+                    layout=self._trainer.layout,
+                    reader=self._reader.state(),
+                    endings=finals,
+                    probe=self._probe,
+                )
+            )
+            self._feed_back(finals)
+        self._ended = []
+        self._saved_step = self._step
+        self._metrics.set("checkpoint_timestamp_seconds", time.time())
+
+    def _refuse_to_be_second(self) -> None:
+        """A learner that was cut off for a while must not speak for a policy that a newer start trains."""
+        newest = newest_version(self._log, self._policy)
+        if newest is not None and newest.version.epoch > self._version.epoch:
+            raise LeaseLostError(
+                f"epoch {newest.version.epoch} of this policy is running, this is epoch {self._version.epoch}",
+                where=f"policy {self._policy}",
+                do="Nothing: the newer learner goes on from the newest checkpoint.",
+            )
+
+    def _show(self, batch: Sequence[Pair], numbers: StepNumbers) -> None:
+        """Metrics and headline figures of a step that was taken."""
+        metrics = self._metrics
+        metrics.count("steps_total")
+        metrics.count("trained_tokens_total", numbers.num_tokens)
+        ages = [pair_staleness(pair, self._version, self._lineage) or 0 for pair in batch]
+        for pair, age in zip(batch, ages, strict=True):
+            metrics.count("examples_trained_total", route=pair.route)
+            metrics.observe("staleness_versions", age)
+        gauges = {
+            "loss": numbers.loss,
+            "reward_accuracy": numbers.reward_accuracy,
+            "chosen_logprob": numbers.chosen_logprob,
+            "rejected_logprob": numbers.rejected_logprob,
+            "kl_to_reference": numbers.kl_to_reference,
+            "gradient_norm": numbers.gradient_norm,
+            "learning_rate": numbers.learning_rate,
+        }
+        known = {name: value for name, value in gauges.items() if value is not None}
+        for name, value in known.items():
+            metrics.set(name, value)
+        tokens_per_s = numbers.num_tokens / max(numbers.seconds, 1e-9)
+        figures = {"step": self._step, "tokens_per_s": tokens_per_s, "staleness": sum(ages) / len(ages)}
+        self._tell(numbers={**known, **{name: float(value) for name, value in figures.items()}})
+
+    def _tell(self, **changes: object) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.tell(at_once="health" in changes, **changes)
+
+
+def newest_version(log: Log, policy: str) -> WeightVersion | None:
+    """The newest announced version of a policy; None before the first."""
+    entries = log.newest(topics.WEIGHTS.name).values()
+    found = [decode(WeightVersion, entry.value, where=entry.where) for entry in entries]
+    return max((one for one in found if one.policy == policy), key=lambda one: one.version, default=None)

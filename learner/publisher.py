@@ -1,0 +1,152 @@
+"""Weight versions for the generators: written, made durable, announced, and removed when nobody needs them.
+
+    gathered (all ranks) -> written (a complete Hugging Face directory) -> manifest (durable) -> announced -> pruned
+
+A version is announced only when every byte of it is durable, and a directory is removed only when it is none of the
+newest and no live role leases it.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from streaming import topics
+from streaming.errors import NotReadyError
+from streaming.heartbeat import role_states
+from streaming.log.protocol import Log, Output
+from streaming.records import Probe, RoleState, Version, WeightVersion, encode
+from streaming.weights import write_manifest
+
+LIVE_S = 30.0
+"""A role that has not beaten for so long (30 beats) leases nothing any more."""
+
+_MAX_SHARD = "1000GB"
+"""One file a version, whatever its size: a reader maps it, and there is one hash to compare."""
+
+_NOT_COPIED = re.compile(
+    r"\..*|.*\.(safetensors|bin|pt|pth|gguf|onnx|h5|msgpack|md)|.*\.index\.json|manifest\.json|trainer_state\.json"
+)
+"""Files of the initial model that do not belong to a version: weights of any format, and records about them."""
+
+_VERSION = re.compile(r"(\d+)\.(\d+)")
+
+
+class Publisher:
+    """Publishes the versions of one policy into ROOT/EPOCH.NUMBER/. Lives on rank 0."""
+
+    def __init__(self, root: Path, log: Log, *, policy: str, source: Path, keep: int, dtype: str | None) -> None:
+        self._root = root
+        self._log = log
+        self._policy = policy
+        self._source = source
+        self._keep = keep
+        self._dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+
+    def publish(
+        self,
+        model: Any,
+        weights: dict[str, Tensor],
+        version: Version,
+        *,
+        step: int,
+        lineage: list[Version],
+        probe: Probe | None,
+    ) -> WeightVersion:
+        """Write and announce a version; returns when a generator may use it."""
+        directory = self._root / str(version)
+        shutil.rmtree(directory, ignore_errors=True)  # what a start that failed may have left
+        directory.mkdir(parents=True)
+        self._write(model, weights, directory)
+        record = WeightVersion(
+            policy=self._policy,
+            version=version,
+            location=str(directory.resolve()),
+            manifest_sha256=write_manifest(directory, version),
+            step=step,
+            lineage=lineage,
+            probe=probe,
+            time_s=time.time(),
+        )
+        self._log.append([Output(topics.WEIGHTS.name, f"{self._policy}/{record.kind}".encode(), encode(record))])
+        return record
+
+    def prune(self, *, now_s: float) -> list[Version]:
+        """Remove what is neither among the newest nor leased by a live role; returns what went."""
+        there = {version: self._root / str(version) for version in _versions(self._root)}
+        leases = leased(role_states(self._log).values(), now_s=now_s)
+        gone = prunable(there, leases, keep=self._keep)
+        for version in gone:
+            shutil.rmtree(there[version])
+        return gone
+
+    def _write(self, model: Any, weights: dict[str, Tensor], directory: Path) -> None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        model.save_pretrained(directory, state_dict=snapshot(weights, self._dtype), max_shard_size=_MAX_SHARD)
+        for path in self._source.iterdir():
+            if path.is_file() and not _NOT_COPIED.fullmatch(path.name):
+                shutil.copyfile(path, directory / path.name)
+        dtype = self._dtype or model.dtype
+        _set_dtype(directory / "config.json", str(dtype).removeprefix("torch."))
+
+
+def snapshot(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A copy of the weights on the CPU, floating ones as `dtype`. Tied weights stay one tensor."""
+    copies: dict[tuple[Any, ...], Tensor] = {}
+    taken: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if key not in copies:
+            kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            copies[key] = tensor.detach().to("cpu", kind, copy=True)
+        taken[name] = copies[key]
+    return taken
+
+
+def leased(states: Iterable[RoleState], *, now_s: float) -> set[Version]:
+    """Versions that a live role still names."""
+    live = [state for state in states if state.health != "stopped" and now_s - state.time_s <= LIVE_S]
+    return {version for state in live for version in state.leases}
+
+
+def prunable(versions: Iterable[Version], leases: set[Version], *, keep: int) -> list[Version]:
+    """Versions that may go: older than the newest `keep`, and leased by nobody."""
+    oldest_first = sorted(versions)
+    return [version for version in oldest_first[: max(0, len(oldest_first) - keep)] if version not in leases]
+
+
+def model_directory(model: str) -> Path:
+    """Where the initial model's files lie; a hub name's small files are fetched (or found in the cache).
+
+    Raises NotReadyError where there is no such model.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, ignore_patterns=["*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf"]))
+    except (OSError, ValueError) as cause:
+        raise NotReadyError(
+            f"its files could not be fetched: {cause}", where=model, do="Give a directory in Hugging Face format."
+        ) from cause
+
+
+def _versions(root: Path) -> list[Version]:
+    found = [_VERSION.fullmatch(path.name) for path in root.iterdir()] if root.exists() else []
+    return [Version(int(match[1]), int(match[2])) for match in found if match]
+
+
+def _set_dtype(path: Path, dtype: str) -> None:
+    """Let the configuration name the type of the weights beside it."""
+    config = msgspec.json.decode(path.read_bytes())
+    config.pop("torch_dtype", None)  # the name before transformers 5
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(config | {"dtype": dtype}), indent=2))

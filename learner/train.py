@@ -1,0 +1,138 @@
+"""The learner, as a role: pairs in; steps, checkpoints and weight versions out.
+
+    connected ranks -> model -> engine -> newest checkpoint -> rank 0 leads, the others follow -> all return
+
+A start takes a new epoch, so nothing that it publishes can be mistaken for what an earlier start published after its
+last checkpoint.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from learner.checkpoint import Checkpoint, newest_epoch
+from learner.config import LearnerConfig
+from learner.engine import Engine
+from learner.lead import Lead, newest_version
+from learner.limits import Limits
+from learner.policy import load_model, max_length, vocabulary_size
+from learner.publisher import Publisher, model_directory
+from learner.ranks import connect
+from learner.trainer import Trainer
+from streaming.errors import ConfigError, StreamDPOError
+from streaming.heartbeat import Heartbeat
+from streaming.log.protocol import Log
+from streaming.metrics import Metrics
+
+
+class Learner:
+    """One rank of the learner; all ranks are in `run` together. Rank 0 alone reads and writes the log."""
+
+    def __init__(
+        self,
+        log: Log,
+        metrics: Metrics,
+        heartbeat: Heartbeat | None,
+        *,
+        config: LearnerConfig,
+        model: str,
+        directory: Path,
+        policy: str,
+        trust_remote_code: bool = False,
+        since_s: float = 0.0,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._heartbeat = heartbeat
+        self._config = config
+        self._model = model
+        self._checkpoints = directory / "checkpoints" / policy
+        self._weights = directory / "weights" / policy
+        self._policy = policy
+        self._trust_remote_code = trust_remote_code
+        self._since_s = since_s
+        self._environment = environment
+
+    def run(self, stop: threading.Event) -> None:
+        """Train until `stop` or `max_steps`; then commit a checkpoint and return.
+
+        Raises NonFiniteError after three steps in a row whose loss or gradient was not finite, ConfigError where the
+        newest checkpoint does not fit the settings, NotReadyError where the model or a rank is missing,
+        LeaseLostError where a newer start of the learner has taken over.
+        """
+        self._metrics.time.enter("busy")
+        if self._config.num_threads:
+            torch.set_num_threads(self._config.num_threads)
+        torch.manual_seed(self._config.seed)
+        with connect(self._config.world_size, self._environment) as ranks:
+            model = load_model(
+                self._model,
+                dtype=self._config.dtype,
+                gradient_checkpointing=self._config.gradient_checkpointing,
+                trust_remote_code=self._trust_remote_code,
+            )
+            limits = Limits(self._max_length(max_length(model)), vocabulary_size(model))
+            with closing(Engine(model, self._config, ranks)) as engine:
+                trainer = Trainer(engine, ranks, self._config, self._checkpoints)
+                restored = trainer.restore()
+                if ranks.is_first:
+                    self._lead(trainer, restored, limits, stop)
+                else:
+                    self._follow(trainer)
+
+    def _lead(self, trainer: Trainer, restored: Checkpoint | None, limits: Limits, stop: threading.Event) -> None:
+        publisher = Publisher(
+            self._weights,
+            self._log,
+            policy=self._policy,
+            source=model_directory(self._model),
+            keep=self._config.publish.keep,
+            dtype=self._config.publish.dtype,
+        )
+        lead = Lead(
+            self._log,
+            self._metrics,
+            self._heartbeat,
+            trainer=trainer,
+            publisher=publisher,
+            limits=limits,
+            config=self._config,
+            policy=self._policy,
+            epoch=self._next_epoch(),
+            restored=restored,
+            since_s=self._since_s,
+        )
+        try:
+            lead.run(stop)
+        except StreamDPOError:
+            # The other ranks are well. Of any other failure they may be the cause, and see the connection close.
+            trainer.finish()
+            raise
+        trainer.finish()
+
+    def _follow(self, trainer: Trainer) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.tell(health="ready", at_once=True)
+        trainer.follow(self._metrics)
+
+    def _next_epoch(self) -> int:
+        """Newer than every start that left anything: a beat, a published version, a checkpoint."""
+        published = newest_version(self._log, self._policy)
+        started = self._heartbeat.state.epoch if self._heartbeat else 1
+        before = max(newest_epoch(self._checkpoints), published.version.epoch if published else 0)
+        return max(started, before + 1)
+
+    def _max_length(self, model_max: int | None) -> int | None:
+        wanted = self._config.batch.max_length
+        if wanted is not None and model_max is not None and wanted > model_max:
+            raise ConfigError(
+                f"{wanted} is more than the model takes ({model_max})",
+                where="learner.batch.max_length",
+                do="Leave it out to use what the model takes.",
+            )
+        return wanted or model_max

@@ -1,0 +1,236 @@
+"""What all ranks do together: a step, a checkpoint, the weights for a new version.
+
+Rank 0 calls `train`, `save`, `publish`; each tells the other ranks what comes (msgpack, never a pickle), and they do
+the same in `follow`. Nothing here knows the log: what to train, and when, is decided on rank 0 by the learner.
+
+    rank 0:  train | save | publish | idle ... -> finish
+    others:  follow (returns at finish)
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from learner import checkpoint
+from learner.batch import Example, MicroBatch, plan, to_tensors
+from learner.checkpoint import Checkpoint, Layout, ProbeTokens, State
+from learner.config import LearnerConfig
+from learner.engine import Engine
+from learner.losses import PREFERENCES, Side, Signals, example_losses
+from learner.policy import price
+from learner.publisher import Publisher
+from learner.ranks import Ranks
+from learner.schedule import learning_rate
+from streaming.logprobs import sequence_logprobs
+from streaming.metrics import Metrics
+from streaming.records import Probe, Version, WeightVersion
+
+
+class Train(msgspec.Struct, frozen=True, tag=True):
+    step: int
+    examples: list[Example]
+
+
+class Save(msgspec.Struct, frozen=True, tag=True):
+    state: State
+
+
+class Publish(msgspec.Struct, frozen=True, tag=True):
+    probe: ProbeTokens | None
+
+
+class Idle(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Finish(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+Command = Train | Save | Publish | Idle | Finish
+
+
+class StepNumbers(msgspec.Struct, frozen=True, kw_only=True):
+    """A step in figures, over all ranks. Means are of the step's examples, before the update."""
+
+    is_applied: bool  # False: a loss or gradient was not finite, and nothing changed
+    learning_rate: float
+    gradient_norm: float | None
+    loss: float
+    reward_accuracy: float | None  # None without pairs
+    chosen_logprob: float
+    rejected_logprob: float | None
+    kl_to_reference: float
+    num_tokens: int
+    seconds: float
+
+
+class _Sums:
+    """Sums over this rank's examples, on the device until the step is over."""
+
+    NUM = 9
+
+    def __init__(self, device: torch.device) -> None:
+        self.total = torch.zeros(self.NUM, dtype=torch.float64, device=device)
+
+    def add(self, batch: MicroBatch, losses_B: Tensor, chosen: Side, rejected: Side) -> None:
+        is_broken = ~torch.isfinite(losses_B.detach()).all()
+        if not batch.num_examples:
+            self.total[0] += is_broken
+            return
+        is_pair_B = batch.is_pair_B
+        h_chosen_B, h_rejected_B = chosen.h_B.detach(), torch.where(is_pair_B, rejected.h_B.detach(), 0.0)
+        parts = [
+            is_broken,
+            losses_B.detach().sum(),
+            torch.tensor(batch.num_examples),
+            is_pair_B.sum(),
+            (is_pair_B & (h_chosen_B > h_rejected_B)).sum(),
+            chosen.policy_B.detach().sum(),
+            rejected.policy_B.detach().sum(),
+            h_chosen_B.sum() + h_rejected_B.sum(),
+            torch.tensor(batch.num_tokens),
+        ]
+        self.total += torch.stack([part.to(self.total) for part in parts])
+
+
+class Trainer:
+    """The engine and the ranks, ready to train. Every rank has one."""
+
+    def __init__(self, engine: Engine, ranks: Ranks, config: LearnerConfig, checkpoints: Path) -> None:
+        self._engine = engine
+        self._ranks = ranks
+        self._config = config
+        self._checkpoints = checkpoints
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self._config.world_size, self._config.zero_stage, self._config.dtype)
+
+    def restore(self) -> Checkpoint | None:
+        """Every rank: go on from the newest whole checkpoint, if there is one. Called once, before anything else."""
+        found = checkpoint.newest(self._checkpoints) if self._ranks.is_first else None
+        shared = self._ranks.share(msgspec.msgpack.encode(found, enc_hook=str))
+        restored = msgspec.msgpack.decode(shared, type=Checkpoint | None, dec_hook=lambda kind, value: kind(value))
+        if restored is not None:
+            checkpoint.check_layout(restored, self.layout)
+            self._engine.load(restored.directory)
+            checkpoint.restore_random_state(restored, self._ranks.rank)
+        return restored
+
+    def train(self, step: int, examples: Sequence[Example]) -> StepNumbers:
+        """Rank 0: one optimizer step on these examples, number `step` counted from 0."""
+        self._tell(Train(step, list(examples)))
+        return self._train(step, examples)
+
+    def save(self, state: State) -> Path:
+        """Rank 0: commit a checkpoint."""
+        self._tell(Save(state))
+        return self._save(state)
+
+    def publish(
+        self, publisher: Publisher, version: Version, *, step: int, lineage: list[Version], tokens: ProbeTokens | None
+    ) -> WeightVersion:
+        """Rank 0: publish the present weights."""
+        self._tell(Publish(tokens))
+        probe = self._probe(tokens)
+        with self._engine.full_weights() as weights:
+            return publisher.publish(
+                self._engine.model.module, weights, version, step=step, lineage=lineage, probe=probe
+            )
+
+    def idle(self) -> None:
+        """Rank 0: nothing to do yet; the others see that it lives."""
+        self._tell(Idle())
+
+    def finish(self) -> None:
+        """Rank 0: the others may return."""
+        self._tell(Finish())
+
+    def follow(self, metrics: Metrics) -> None:
+        """Other ranks: do what rank 0 does, until it finishes."""
+        while True:
+            with metrics.time.spend("waiting"):
+                command = msgspec.msgpack.decode(self._ranks.share(None), type=Command)
+            match command:
+                case Train(step, examples):
+                    self._train(step, examples)
+                case Save(state):
+                    self._save(state)
+                case Publish(tokens):
+                    self._probe(tokens)
+                    with self._engine.full_weights():
+                        pass  # rank 0 writes what all ranks hold together
+                case Idle():
+                    pass  # rank 0 waits for pairs
+                case Finish():
+                    return
+
+    def _tell(self, command: Command) -> None:
+        if self._ranks.world_size > 1:
+            self._ranks.share(msgspec.msgpack.encode(command))
+
+    def _train(self, step: int, examples: Sequence[Example]) -> StepNumbers:
+        started_s = time.monotonic()
+        sums = _Sums(self._ranks.device)
+        shares = plan(examples, world_size=self._ranks.world_size, max_tokens=self._config.batch.micro_batch_tokens)[
+            self._ranks.rank
+        ]
+        for place, share in enumerate(shares):
+            batch = to_tensors([examples[i] for i in share], self._ranks.device)
+            self._accumulate(batch, sums, len(examples), is_last=place == len(shares) - 1)
+        totals = self._ranks.total(sums.total.tolist())
+        rate = learning_rate(step, self._config.optimizer, self._config.max_steps)
+        result = self._engine.step(
+            learning_rate=rate, weight_decay=self._config.optimizer.weight_decay, is_vetoed=totals[0] > 0
+        )
+        return _numbers(totals, result.applied, rate, result.gradient_norm, time.monotonic() - started_s)
+
+    def _accumulate(self, batch: MicroBatch, sums: _Sums, num_examples: int, *, is_last: bool) -> None:
+        settings = self._config.loss
+        chosen, rejected = price(self._engine.model, batch)
+        losses_B = example_losses(
+            chosen,
+            rejected,
+            Signals(batch.gap_B),
+            is_pair_B=batch.is_pair_B,
+            weight_B=batch.weight_B,
+            preference=PREFERENCES["dpo"],
+            beta=settings.beta,
+            nll_weight=settings.nll_weight,
+            sft_weight=settings.sft_weight,
+        )
+        self._engine.accumulate(losses_B.sum() / num_examples, is_last=is_last)
+        sums.add(batch, losses_B, chosen, rejected)
+
+    def _save(self, state: State) -> Path:
+        return checkpoint.save(self._checkpoints, state, self._engine, self._ranks, keep=self._config.checkpoint.keep)
+
+    def _probe(self, tokens: ProbeTokens | None) -> Probe | None:
+        """The learner's log-probs of the probe's response, by a forward pass of the weights as they are."""
+        if tokens is None:
+            return None
+        [logprobs] = sequence_logprobs(self._engine.model, [(tokens.prompt, tokens.response)])
+        return Probe(prompt_tokens=tokens.prompt, response_tokens=tokens.response, logprobs=logprobs)
+
+
+def _numbers(
+    totals: list[float], is_applied: bool, rate: float, gradient_norm: float | None, seconds: float
+) -> StepNumbers:
+    _, loss, num_examples, num_pairs, num_correct, chosen, rejected, h, num_tokens = totals
+    return StepNumbers(
+        is_applied=is_applied,
+        learning_rate=rate,
+        gradient_norm=gradient_norm,
+        loss=loss / num_examples,
+        reward_accuracy=num_correct / num_pairs if num_pairs else None,
+        chosen_logprob=chosen / num_examples,
+        rejected_logprob=rejected / num_pairs if num_pairs else None,
+        kl_to_reference=h / (num_examples + num_pairs),
+        num_tokens=int(num_tokens),
+        seconds=seconds,
+    )
