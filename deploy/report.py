@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deploy.config import RunConfig, load_run
 from deploy.figures import figures
+from deploy.roles import open_run_log, run_directory
 from deploy.summary import (
     RunSummary,
     add_feedback,
@@ -29,7 +30,6 @@ from streaming import topics
 from streaming.audit import entries
 from streaming.errors import RecordError, TrimmedError
 from streaming.heartbeat import role_states
-from streaming.log import open_log
 from streaming.log.protocol import Log
 from streaming.records import Feedback, Pair, Record, Response, RoleState, ScoredGroup, WeightVersion, decode
 from streaming.weights import write_durably
@@ -61,9 +61,9 @@ def write_report(directory: Path) -> Path:
     run. A page that was there is replaced whole.
     """
     config = load_run(directory)
-    with open_log(config.log.url, directory=Path(config.directory or directory)) as log:
+    with open_run_log(config) as log:
         gathered = gather(log, config.policy)
-    path = directory / NAME
+    path = run_directory(config) / NAME
     write_durably(path, render(config, gathered, now=time.time()).encode())
     return path
 
