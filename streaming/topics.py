@@ -50,3 +50,10 @@ def pairs(policy: str) -> Topic:
 def all_topics(policy: str) -> tuple[Topic, ...]:
     """Every topic of a run that trains one policy."""
     return (*SHARED, pairs(policy))
+
+
+def find(name: str) -> Topic | None:
+    """The row of a topic by its name; None for a name that no run uses."""
+    if name.startswith("pairs."):
+        return pairs(name.removeprefix("pairs."))
+    return next((topic for topic in SHARED if topic.name == name), None)
