@@ -27,6 +27,9 @@ from streaming.log.store import Database, Writer
 LEASE_S = 10.0
 """A member that was not heard of for this long is dead, and its partitions go to others."""
 
+_ENVELOPE_BYTES = 64 * 1024
+"""What a dead letter may be larger than other records: so that any record fits into one, with its reason."""
+
 
 class SQLiteLog:
     """A run's log in a file. Safe to use from several threads; other processes open the file themselves."""
@@ -143,7 +146,8 @@ class SQLiteLog:
         return found
 
     def _place(self, output: Output) -> Placed:
-        if len(output.value) > self._max_record_bytes:
+        envelope_bytes = _ENVELOPE_BYTES if output.topic == table.DEAD_LETTER.name else 0
+        if len(output.value) > self._max_record_bytes + envelope_bytes:
             raise TooLargeError(
                 f"a record of {len(output.value)} bytes is above the limit of {self._max_record_bytes}",
                 where=f"{output.topic}, key {output.key!r}",

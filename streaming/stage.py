@@ -1,0 +1,249 @@
+"""Read, process, write, commit: everything about a stage except what it does.
+
+    read -> processed (a pure function) -> appended (durable) -> committed
+
+A crash before the commit repeats the batch: the same records appear again under the same ids, and readers keep the
+first. Bytes that are no record, and work that keeps failing, go to the dead-letter topic with a reason, and the rest
+of the batch goes on.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from streaming import topics
+from streaming.errors import LeaseLostError, RecordError, TooLargeError
+from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
+from streaming.metrics import Metrics
+from streaming.records import DeadLetter, Feedback, Source, encode
+
+Process = Callable[[Entry], Sequence[Output]]
+"""What an entry becomes. Raises RecordError where its bytes are no record."""
+
+Identify = Callable[[Entry], str]
+"""The id by which a duplicate is recognised. Raises RecordError where its bytes are no record."""
+
+Reason = Literal["record", "failed", "too_large"]
+"""Why an entry is a dead letter: no record, failed at every try, or its outputs are larger than the log takes."""
+
+Explain = Callable[[Entry, Reason], Feedback | None]
+"""The ending of a dead letter's request, where the bytes still say which one it was."""
+
+_IDLE_S = 0.2
+"""How long a stage waits for entries: long enough to cost nothing, short enough to stop at once."""
+
+_LAG_S = 1.0
+"""Between two looks at the lag, which cost a few seeks."""
+
+_MAX_REASON_CHARS = 4096
+"""Of an error's text that a dead letter keeps: the envelope stays small beside the record."""
+
+MAX_SEEN = 65536
+"""Ids remembered: far more than lie between two copies of one record in the log (a few megabytes)."""
+
+RESTORED_PER_PARTITION = 256
+"""Entries before the committed offset whose ids are read back after a restart: more than any writer has in flight."""
+
+
+class Retry(NamedTuple):
+    """Which failures pass by themselves, and how often one is tried."""
+
+    errors: tuple[type[Exception], ...] = ()
+    max_attempts: int = 5
+    first_pause_s: float = 0.1  # doubled with every further attempt
+
+
+NO_RETRY = Retry()
+"""No failure passes: one ends the stage."""
+
+
+class _Result(NamedTuple):
+    """What became of an entry."""
+
+    entry: Entry
+    outputs: list[Output]
+    id: str | None = None
+
+
+class _StopError(Exception):
+    """The stage is to stop while it waits to try again. The batch is not committed."""
+
+
+def dead_letter(entry: Entry, reason: str, stage: str, attempts: int = 1) -> Output:
+    """The entry's untouched bytes and why they could not be processed."""
+    letter = DeadLetter(
+        stage=stage,
+        source=Source(topic=entry.topic, partition=entry.partition, offset=entry.offset),
+        key=entry.key,
+        value=entry.value,
+        reason=reason[:_MAX_REASON_CHARS],
+        attempts=attempts,
+        time_s=time.time(),
+    )
+    return Output(topics.DEAD_LETTER.name, entry.key, encode(letter))
+
+
+class Stage:
+    """One member of a group that turns entries into outputs. Several processes may run the same stage."""
+
+    def __init__(
+        self,
+        log: Log,
+        metrics: Metrics,
+        process: Process,
+        *,
+        name: str,
+        group: str,
+        topics: Sequence[str],
+        identify: Identify | None = None,
+        explain: Explain | None = None,
+        retry: Retry = NO_RETRY,
+        max_records: int = 64,
+    ) -> None:
+        """`name` stands in dead letters and metrics; `group` is the consumer group of `topics`."""
+        self._log = log
+        self._metrics = metrics
+        self._process = process
+        self._name = name
+        self._group = group
+        self._topics = topics
+        self._identify = identify
+        self._explain = explain
+        self._retry = retry
+        self._max_records = max_records
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._lag_told_s = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop`. Raises what no retry mends: a broken log, an error that is not in `retry`."""
+        with self._log.subscribe(self._group, self._topics) as consumer:
+            self.restore()
+            while not stop.is_set():
+                self.run_once(consumer, timeout_s=_IDLE_S, wait=stop.wait)
+
+    def restore(self) -> None:
+        """Recall the ids just before the committed offsets: a copy of one of them may still come."""
+        if self._identify is None:
+            return
+        ends = self._log.committed(self._group, self._topics)
+        for entry in _entries_before(self._log, ends, RESTORED_PER_PARTITION):
+            try:
+                self._remember([self._identify(entry)])
+            except RecordError:
+                continue  # it is a dead letter already, and a copy of it becomes another
+
+    def run_once(self, consumer: Consumer, *, timeout_s: float, wait: Callable[[float], bool]) -> int:
+        """One batch; returns how many entries were consumed. `wait` sleeps before a retry; true means stop."""
+        self._metrics.time.enter("waiting")
+        entries = consumer.read(max_records=self._max_records, timeout_s=timeout_s)
+        self._metrics.time.enter("busy")
+        try:
+            self._consume(entries, consumer, wait)
+        except _StopError:
+            return 0
+        finally:
+            self._metrics.time.enter("waiting")
+        self._tell_lag(consumer)
+        return len(entries)
+
+    def _consume(self, entries: list[Entry], consumer: Consumer, wait: Callable[[float], bool]) -> None:
+        if not entries:
+            return
+        self._count("records_read_total", [entry.topic for entry in entries])
+        ids: set[str] = set()
+        results = []
+        for entry in entries:
+            result = self._work(entry, ids, wait)
+            if result.id is not None:
+                ids.add(result.id)
+            results.append(result)
+        self._append(results)
+        self._remember(result.id for result in results if result.id is not None)
+        try:
+            consumer.commit({(entry.topic, entry.partition): entry.offset + 1 for entry in entries})
+        except LeaseLostError:
+            # The partition's new holder does its part of the batch again, and readers keep the first copy.
+            self._metrics.count("retries_total", stage=self._name)
+
+    def _work(self, entry: Entry, batch_ids: set[str], wait: Callable[[float], bool]) -> _Result:
+        """Process one entry; try again what passes, give up what does not."""
+        for attempt in range(1, self._retry.max_attempts + 1):
+            try:
+                found = self._identify(entry) if self._identify is not None else None
+                if found is not None and (found in self._seen or found in batch_ids):
+                    self._metrics.count("duplicates_total", topic=entry.topic)
+                    return _Result(entry, [])
+                return _Result(entry, list(self._process(entry)), found)
+            except RecordError as error:
+                return self._give_up(entry, "record", error, attempt)
+            except self._retry.errors as error:
+                if attempt == self._retry.max_attempts:
+                    return self._give_up(entry, "failed", error, attempt)
+            self._metrics.count("retries_total", stage=self._name)
+            if wait(self._retry.first_pause_s * 2 ** (attempt - 1)):
+                raise _StopError
+        raise AssertionError("max_attempts is at least 1")
+
+    def _give_up(self, entry: Entry, reason: Reason, error: Exception, attempts: int) -> _Result:
+        """A dead letter, and the end of its request where it is known."""
+        self._metrics.count("dead_letters_total", stage=self._name)
+        outputs = [dead_letter(entry, f"{type(error).__name__}: {error}", self._name, attempts)]
+        feedback = self._explain(entry, reason) if self._explain is not None else None
+        if feedback is not None:
+            self._metrics.count("endings_total", ending=feedback.ending, reason=reason)
+            outputs.append(Output(topics.FEEDBACK.name, feedback.group_id.encode(), encode(feedback)))
+        return _Result(entry, outputs)
+
+    def _append(self, results: list[_Result]) -> None:
+        """Make all outputs durable. Where one is too large its entry is a dead letter, and the others go on."""
+        try:
+            self._write([output for result in results for output in result.outputs])
+        except TooLargeError as error:
+            if len(results) == 1:
+                self._write(self._give_up(results[0].entry, "too_large", error, 1).outputs)
+                return
+            for result in results:
+                self._append([result])
+
+    def _write(self, outputs: list[Output]) -> None:
+        self._log.append(outputs)
+        self._count("records_written_total", [output.topic for output in outputs])
+
+    def _remember(self, ids: Iterable[str]) -> None:
+        for one in ids:
+            self._seen[one] = None
+        while len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+
+    def _count(self, name: str, counted: list[str]) -> None:
+        for topic in set(counted):
+            self._metrics.count(name, counted.count(topic), topic=topic)
+
+    def _tell_lag(self, consumer: Consumer) -> None:
+        if time.monotonic() - self._lag_told_s < _LAG_S:
+            return
+        self._lag_told_s = time.monotonic()
+        positions = consumer.positions()
+        for topic in self._topics:
+            ends = self._log.end_offsets(topic)
+            lag = sum(ends[place] - position for place, position in positions.items() if place[0] == topic)
+            self._metrics.set("lag_records", lag, topic=topic)
+
+
+def _entries_before(log: Log, ends: dict[Partition, int], per_partition: int) -> list[Entry]:
+    """The newest entries before each of these offsets."""
+    begins = {
+        place: offset for topic in {topic for topic, _ in ends} for place, offset in log.begin_offsets(topic).items()
+    }
+    found: list[Entry] = []
+    for place, end in ends.items():
+        begin = max(begins[place], end - per_partition)
+        with log.assign({place: begin}) as reader:
+            while reader.positions()[place] < end:
+                entries = reader.read(max_records=end - reader.positions()[place], timeout_s=_IDLE_S)
+                found += entries
+                if not entries:
+                    break
+    return found
