@@ -15,11 +15,25 @@ from actors.pacing import Order, Outstanding, total_requests
 from actors.prompts import Prompt
 from actors.rounds import Rounds
 from streaming import topics
-from streaming.audit import entries
+from streaming.errors import RecordError
 from streaming.heartbeat import Heartbeat, role_states
+from streaming.history import entries
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
-from streaming.records import Feedback, PromptRequest, RoleState, Sampling, Version, WeightVersion, decode, encode
+from streaming.records import (
+    DeadLetter,
+    Feedback,
+    PromptRequest,
+    RoleState,
+    Sampling,
+    Source,
+    Version,
+    WeightVersion,
+    decode,
+    encode,
+)
+
+STAGE = "scheduler"
 
 WAIT_S = 0.05
 """Longest wait for feedback before the other topics are looked at; an ending itself wakes the scheduler at once."""
@@ -77,6 +91,7 @@ class Scheduler:
         self._learner: RoleState | None = None
         self._learner_seen_s = -ROLES_S
         self._newest_step = -1
+        self._ended_s: float | None = None  # Unix time at which every example of the data had ended
 
     def run(self, stop: threading.Event) -> None:
         """Issue requests until `stop`, the end of the data, or the learner's end; the last version is measured first.
@@ -109,7 +124,7 @@ class Scheduler:
             self._issued(request)
         follow = dict(self._log.begin_offsets(topics.FEEDBACK.name))
         for entry in entries(self._log, topics.FEEDBACK.name):
-            self._end(decode(Feedback, entry.value, where=entry.where))
+            self._end(entry)
             follow[entry.topic, entry.partition] = entry.offset + 1
         return follow
 
@@ -127,13 +142,18 @@ class Scheduler:
     def _hear(self, heard: Iterable[Entry]) -> None:
         for entry in heard:
             self._metrics.count("records_read_total", topic=topics.FEEDBACK.name)
-            self._end(decode(Feedback, entry.value, where=entry.where))
+            self._end(entry)
 
-    def _end(self, feedback: Feedback) -> None:
-        if feedback.policy not in ("", self._policy):
+    def _end(self, entry: Entry) -> None:
+        try:
+            feedback = decode(Feedback, entry.value, where=entry.where)
+        except RecordError as error:
+            self._metrics.count("dead_letters_total", stage=STAGE)
+            self._log.append([_dead_letter(entry, error)])
             return
-        self._outstanding.end(feedback)
-        self._rounds.end(feedback)
+        if feedback.policy == self._policy:
+            self._outstanding.end(feedback)
+            self._rounds.end(feedback)
 
     def _see_weights(self, published: Iterable[Entry]) -> None:
         for entry in published:
@@ -235,7 +255,12 @@ class Scheduler:
         """Every example of the data has ended, and what the learner made of the last ones is published."""
         if not self._outstanding.is_exhausted(self._order.total) or self._outstanding.num_train:
             return False
-        return self._learner is not None and self._newest_step >= self._learner.numbers.get("step", 0)
+        self._ended_s = self._ended_s or time.time()
+        # The learner tells its step before it ends the step's examples: a beat after the last ending names the last.
+        learner = self._learner
+        if learner is None or learner.time_s <= self._ended_s:
+            return False
+        return self._newest_step >= learner.numbers.get("step", 0)
 
     @property
     def _is_final(self) -> bool:
@@ -268,3 +293,17 @@ class Scheduler:
         if self._rounds.best is not None:
             numbers["best_heldout_reward"] = self._rounds.best.mean
         self._heartbeat.tell(numbers=numbers, leases=self._rounds.leases())
+
+
+def _dead_letter(entry: Entry, error: RecordError) -> Output:
+    """The bytes as they are, and why nobody could read them."""
+    letter = DeadLetter(
+        stage=STAGE,
+        source=Source(topic=entry.topic, partition=entry.partition, offset=entry.offset),
+        key=entry.key,
+        value=entry.value,
+        reason=error.what,
+        attempts=1,
+        time_s=entry.time_s,
+    )
+    return Output(topics.DEAD_LETTER.name, entry.key, encode(letter))

@@ -40,8 +40,12 @@ class Outcome(NamedTuple):
 
     reason: str
     elapsed_s: float
-    best: Measurement | None
-    newest: Measurement | None
+    measured: list[Measurement]
+    """Complete held-out measurements, in the order of their rounds; those of earlier starts too."""
+
+    @property
+    def best(self) -> Measurement | None:
+        return best_of(self.measured)
 
 
 class Interrupts:
@@ -109,7 +113,7 @@ def launch(config: RunConfig, view: View) -> Outcome:
             view.event(f"{reason}: stopping (Ctrl-C again: at once)")
         watch.look(time.monotonic() - started_s)
         watch.keep_last()
-        return Outcome(reason, time.monotonic() - started_s, watch.best, watch.newest)
+        return Outcome(reason, time.monotonic() - started_s, watch.measured)
 
 
 @contextmanager
@@ -169,14 +173,15 @@ class Watch:
         self._evaluated: list[Feedback] = []
         self._kept: Measurement | None = None
         self._first_shares: dict[str, float] = {}
+        self.measured: list[Measurement] = []
         self.best: Measurement | None = None
         self.newest: Measurement | None = None
 
     def look(self, elapsed_s: float) -> None:
         """Read on, keep a new best version, show it all."""
         if self._read_feedback():
-            measured = measurements(self._evaluated)
-            before, self.newest, self.best = self.newest, newest_of(measured), best_of(measured)
+            self.measured = [one for one in measurements(self._evaluated) if one.is_complete]
+            before, self.newest, self.best = self.newest, newest_of(self.measured), best_of(self.measured)
             if self.newest is not None and (before is None or before.round != self.newest.round):
                 self._view.event(
                     f"held-out reward {self.newest.mean:.3f} (version {self.newest.version}, "

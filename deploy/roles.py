@@ -76,8 +76,22 @@ def processes(config: RunConfig) -> list[Process]:
 
 
 def open_run_log(config: RunConfig) -> Log:
-    """The log of a run."""
-    return open_log(config.log, run=config.name, directory=run_directory(config), policy=config.policy)
+    """The log of a run; made, with the run's directory, where it is not there yet."""
+    directory = run_directory(config)
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = config.log
+    return open_log(
+        log_url(settings.url, directory),
+        run=config.name,
+        max_record_bytes=settings.max_record_bytes,
+        max_bytes=settings.max_bytes,
+    )
+
+
+def log_url(url: str, directory: Path) -> str:
+    """A relative SQLite file lies in the run's directory, whatever the working directory is."""
+    scheme, _, file = url.partition(":///")
+    return f"{scheme}:///{directory / file}" if scheme == "sqlite" else url
 
 
 def role_environment(config: RunConfig, role: str, *, has_gpu: bool) -> dict[str, str]:

@@ -2,12 +2,21 @@
 
 from pathlib import Path
 
+from streaming.config import LogConfig
 from streaming.errors import ConfigError
 from streaming.log.protocol import Log
 from streaming.log.sqlite import SQLiteLog
 
+_DEFAULTS = LogConfig()
 
-def open_log(url: str, *, run: str, max_record_bytes: int, max_bytes: int) -> Log:
+
+def open_log(
+    url: str,
+    *,
+    run: str,
+    max_record_bytes: int = _DEFAULTS.max_record_bytes,
+    max_bytes: int = _DEFAULTS.max_bytes,
+) -> Log:
     """Open a run's log; it is made where it is missing. Raises ConfigError for a URL that names no log.
 
     sqlite:///FILE is relative to the working directory, sqlite:////FILE absolute.

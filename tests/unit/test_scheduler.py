@@ -1,0 +1,262 @@
+"""The scheduler over the real embedded log. The test plays the other roles: it appends what they would."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from actors.config import PromptsConfig, SamplingConfig, SchedulerConfig
+from actors.prompts import Prompt
+from actors.scheduler import Prompts, Scheduler
+from streaming import topics
+from streaming.audit import entries
+from streaming.heartbeat import Heartbeat, role_states
+from streaming.log import open_log
+from streaming.log.protocol import Log, Output
+from streaming.metrics import Metrics
+from streaming.records import Feedback, PromptRequest, Record, RoleState, Version, WeightVersion, decode, encode
+from tests.builders import make_feedback, make_role, make_weights
+
+TRAIN = [Prompt(prompt_id=f"t{i}", text=f"{i}+1=", golden=str(i + 1), columns={"answer": i + 1}) for i in range(4)]
+HELD_OUT = [Prompt(prompt_id=f"h{i}", text=f"{i}+2=", columns={"answer": i + 2}) for i in range(2)]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    with open_log(f"sqlite:///{tmp_path}/log.db", run="test") as opened:
+        yield opened
+
+
+@contextmanager
+def scheduling(log: Log, *, held_out: list[Prompt] | None = None, **changed) -> Iterator[threading.Thread]:
+    """A scheduler at work in a thread; stopped on the way out. Settings by name, whatever section they are in."""
+    prompts = {"path": "-", "shuffle_seed": None}
+    prompts |= {name: changed.pop(name) for name in list(changed) if name in PromptsConfig.model_fields}
+    metrics = Metrics("scheduler")
+    heartbeat = Heartbeat(log, metrics, role="scheduler", interval_s=0.02)
+    scheduler = Scheduler(
+        log,
+        metrics,
+        heartbeat,
+        prompts=Prompts(TRAIN, held_out or []),
+        config=SchedulerConfig(**{"pipeline_depth": 3, **changed}),
+        prompts_config=PromptsConfig(**prompts),
+        sampling=SamplingConfig(num_candidates=2, temperature=0.5, stop=["\n"]),
+        policy="policy",
+        since_s=0.0,
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=scheduler.run, args=(stop,))
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        thread.join()
+        heartbeat.close()
+
+
+def append(log: Log, topic: str, key: str, *records: Record) -> None:
+    log.append([Output(topic, key.encode(), encode(record)) for record in records])
+
+
+def end(log: Log, *feedback: Feedback) -> None:
+    append(log, topics.FEEDBACK.name, "group", *feedback)
+
+
+def publish(log: Log, *weights: WeightVersion) -> None:
+    append(log, topics.WEIGHTS.name, "policy/full", *weights)
+
+
+def issued(log: Log) -> list[PromptRequest]:
+    requests = [decode(PromptRequest, entry.value) for entry in entries(log, topics.PROMPTS.name)]
+    return sorted(requests, key=lambda request: request.number)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for another thread's work; a promise that is never kept fails here."""
+    limit_s = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < limit_s, "did not happen within 10 s"
+        threading.Event().wait(0.005)
+
+
+def state(log: Log) -> RoleState:
+    return role_states(log)["scheduler-0"]
+
+
+def test_it_issues_as_many_requests_as_the_pipeline_is_deep_and_no_more(log):
+    with scheduling(log):
+        until(lambda: state(log).numbers.get("outstanding") == 3)
+    assert [r.number for r in issued(log)] == [0, 1, 2]
+
+
+def test_a_request_carries_the_prompt_its_columns_and_the_sampling(log):
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 3)
+    request = issued(log)[1]
+    assert (request.prompt_id, request.text, request.golden, request.columns) == ("t1", "1+1=", "2", {"answer": 2})
+    assert (request.num_candidates, request.sampling.temperature, request.sampling.stop) == (2, 0.5, ["\n"])
+
+
+@pytest.mark.parametrize("ending", ["consumed", "dropped", "dead_lettered"])
+def test_an_ending_at_any_stage_brings_the_next_request(log, ending):
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 3)
+        end(log, make_feedback(1, ending=ending))
+        until(lambda: len(issued(log)) == 4)
+    assert issued(log)[3].prompt_id == "t3"
+
+
+def test_it_cycles_through_the_prompts(log):
+    with scheduling(log, pipeline_depth=10):
+        until(lambda: len(issued(log)) == 10)
+    assert [r.prompt_id for r in issued(log)] == ["t0", "t1", "t2", "t3"] * 2 + ["t0", "t1"]
+
+
+def test_a_restart_goes_on_with_the_next_number_and_prompt_and_knows_what_is_outstanding(log):
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 3)
+    end(log, make_feedback(0, ending="consumed"))
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 4)
+        until(lambda: state(log).numbers.get("outstanding") == 3)
+    assert [(r.number, r.prompt_id) for r in issued(log)][3:] == [(3, "t3")]
+
+
+def test_evaluation_does_not_shift_the_order_of_training_prompts(log):
+    publish(log, make_weights(Version(1, 0)))
+    with scheduling(log, held_out=HELD_OUT, pipeline_depth=4):
+        until(lambda: len(issued(log)) == 6)
+    train = [r for r in issued(log) if r.purpose == "train"]
+    assert [(r.ordinal, r.prompt_id) for r in train] == [(i, f"t{i}") for i in range(4)]
+
+
+def test_the_first_published_version_is_measured_with_one_plain_sample_per_held_out_prompt(log):
+    with scheduling(log, held_out=HELD_OUT):
+        until(lambda: len(issued(log)) == 3)
+        publish(log, make_weights(Version(1, 0)))
+        until(lambda: len(issued(log)) == 5)
+    evals = [r for r in issued(log) if r.purpose == "eval"]
+    assert [r.prompt_id for r in evals] == ["h0", "h1"]
+    assert {(r.round, r.round_size, r.min_version) for r in evals} == {(0, 2, Version(1, 0))}
+    assert {(r.num_candidates, r.sampling.temperature, r.sampling.top_p) for r in evals} == {(1, 1.0, 1.0)}
+    assert evals[0].sampling.stop == ["\n"]
+
+
+def evaluate(log: Log, version: Version, reward: float) -> None:
+    """Play generator and scorer for the newest round."""
+    last = max(r.round for r in issued(log) if r.round is not None)
+    end(
+        log,
+        *(
+            make_feedback(
+                r.number, ending="evaluated", round=r.round, round_size=2, version=version, mean_reward=reward
+            )
+            for r in issued(log)
+            if r.round == last
+        ),
+    )
+
+
+def test_a_measurement_is_told_and_its_version_leased_while_it_is_the_best(log):
+    publish(log, make_weights(Version(1, 0)))
+    with scheduling(log, held_out=HELD_OUT):
+        until(lambda: len(issued(log)) == 5)
+        assert state(log).leases == [Version(1, 0)]
+        evaluate(log, Version(1, 0), 0.75)
+        until(lambda: state(log).numbers.get("heldout_reward") == 0.75)
+        publish(log, make_weights(Version(1, 5)))
+        until(lambda: state(log).leases == [Version(1, 0)])
+
+
+def test_a_version_published_during_a_round_is_leased_before_the_scheduler_does_anything_else(log):
+    publish(log, make_weights(Version(1, 0)))
+    with scheduling(log, held_out=HELD_OUT):
+        until(lambda: len(issued(log)) == 5)
+        publish(log, make_weights(Version(1, 1)))
+        until(lambda: state(log).leases == [Version(1, 0), Version(1, 1)])
+
+
+def test_the_next_round_is_due_after_eval_every_versions(log):
+    publish(log, make_weights(Version(1, 0)))
+    with scheduling(log, held_out=HELD_OUT, eval_every=2):
+        until(lambda: len(issued(log)) == 5)
+        evaluate(log, Version(1, 0), 0.5)
+        publish(log, make_weights(Version(1, 1)), make_weights(Version(1, 2)))
+        until(lambda: len(issued(log)) == 7)
+    assert issued(log)[-1].min_version == Version(1, 2)
+
+
+def test_when_the_learner_has_stopped_the_last_version_is_measured_and_the_scheduler_is_over(log):
+    publish(log, make_weights(Version(1, 0)))
+    with scheduling(log, held_out=HELD_OUT) as thread:
+        until(lambda: len(issued(log)) == 5)
+        evaluate(log, Version(1, 0), 0.5)
+        publish(log, make_weights(Version(1, 1)))
+        append(log, topics.ROLES.name, "learner-0", make_role(health="stopped", message="max_steps", time_s=1.0))
+        until(lambda: len(issued(log)) == 7)
+        end(log, make_feedback(0, ending="consumed"))
+        evaluate(log, Version(1, 1), 0.6)
+        thread.join(10)
+        assert not thread.is_alive()
+    assert (state(log).health, state(log).numbers["heldout_reward"]) == ("stopped", 0.6)
+    assert len(issued(log)) == 7, "a stopped learner needs no more training requests"
+
+
+def test_the_end_of_the_data_waits_for_every_ending_and_the_last_version(log):
+    publish(log, make_weights(Version(1, 0), step=0))
+    with scheduling(log, held_out=HELD_OUT, max_passes=0.5) as thread:
+        until(lambda: state(log).numbers.get("exhausted") == 1)
+        until(lambda: len(issued(log)) == 4)
+        evaluate(log, Version(1, 0), 0.5)
+        end(log, make_feedback(0, ending="consumed"))
+        train = [r for r in issued(log) if r.purpose == "train"]
+        end(log, *(make_feedback(r.number, ending="consumed") for r in train))
+        until(lambda: state(log).numbers.get("outstanding") == 0)
+        append(log, topics.ROLES.name, "learner-0", make_role(numbers={"step": 1.0}, time_s=time.time() + 60))
+        publish(log, make_weights(Version(1, 1), step=1))
+        until(lambda: len(issued(log)) == 6)
+        evaluate(log, Version(1, 1), 0.6)
+        thread.join(10)
+        assert not thread.is_alive()
+    assert issued(log)[-1].min_version == Version(1, 1)
+    assert len(train) == 2
+
+
+def test_the_data_also_ends_without_held_out_prompts(log):
+    publish(log, make_weights(Version(1, 0), step=0))
+    with scheduling(log, max_requests=2) as thread:
+        until(lambda: len(issued(log)) == 2)
+        end(log, make_feedback(0), make_feedback(1))
+        append(log, topics.ROLES.name, "learner-0", make_role(numbers={"step": 0.0}, time_s=time.time() + 60))
+        thread.join(10)
+        assert not thread.is_alive()
+    assert state(log).numbers["exhausted"] == 1
+
+
+def test_bytes_that_are_no_feedback_are_dead_lettered_and_hold_nothing_up(log):
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 3)
+        log.append([Output(topics.FEEDBACK.name, b"group", b"nonsense")])
+        end(log, make_feedback(0))
+        until(lambda: len(issued(log)) == 4)
+    assert len(list(entries(log, topics.DEAD_LETTER.name))) == 1
+
+
+def test_a_slot_that_is_free_is_filled_at_once(log):
+    """The median of twenty: one slow write of a busy disk does not decide."""
+    waits = []
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 3)
+        with log.assign(log.end_offsets(topics.PROMPTS.name)) as prompts:
+            for number in range(20):
+                began_s = time.monotonic()
+                end(log, make_feedback(number))
+                while not prompts.read(max_records=1, timeout_s=5):
+                    pass
+                waits.append(time.monotonic() - began_s)
+    assert sorted(waits)[10] < 0.05
