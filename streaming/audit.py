@@ -7,21 +7,16 @@ or training on it at two different steps, are what must never happen.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from streaming import topics
-from streaming.log.protocol import Entry, Log
+from streaming.history import entries as entries
+from streaming.log.protocol import Log
 from streaming.records import FINAL_ENDINGS, Feedback, PromptRequest, decode
 
 SUPERSEDED = "superseded"
 """Reason of feedback about a second content of a group that was already settled: it ends nothing."""
-
-_MAX_RECORDS = 1024
-"""Entries read from the log at once."""
-
-_READ_S = 1.0
-"""Everything asked for is durable already: a read that waits longer only waits again."""
 
 
 class Balance(NamedTuple):
@@ -99,13 +94,3 @@ def audit_log(log: Log, *, policy: str) -> Balance:
     requests = [decode(PromptRequest, entry.value, where=entry.where) for entry in entries(log, topics.PROMPTS.name)]
     feedback = (decode(Feedback, entry.value, where=entry.where) for entry in entries(log, topics.FEEDBACK.name))
     return audit(requests, feedback, policy=policy)
-
-
-def entries(log: Log, topic: str) -> Iterator[Entry]:
-    """Everything that a topic holds at the moment of the first read, each partition in its order."""
-    end = log.end_offsets(topic)
-    with log.assign(log.begin_offsets(topic)) as consumer:
-        while any(consumer.positions()[partition] < offset for partition, offset in end.items()):
-            for entry in consumer.read(max_records=_MAX_RECORDS, timeout_s=_READ_S):
-                if entry.offset < end[entry.topic, entry.partition]:
-                    yield entry

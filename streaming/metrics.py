@@ -60,6 +60,7 @@ SPECS: dict[str, Spec] = {
     # selector
     "routed_total": Spec(Counter, "Groups by route and reason.", ("route", "reason")),
     "margin": Spec(Histogram, "Margins of the pairs made.", ("kind",), _MARGIN),
+    "rejected_not_worst_total": Spec(Counter, "DPO pairs whose rejected response is not the worst of its group."),
     # learner
     "steps_total": Spec(Counter, "Optimizer steps."),
     "examples_trained_total": Spec(Counter, "Examples that became a gradient.", ("route",)),

@@ -5,10 +5,10 @@ Pure functions of records and numbers; `scorer` runs them.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from streaming.asking import Answers
-from streaming.records import Ending, Feedback, Group, Implicit, PromptRequest, ScoredGroup, Source, SourceRewards
+from streaming.endings import end
+from streaming.records import Feedback, Group, Implicit, ScoredGroup, Source, SourceRewards
 from streaming.selection.margins import SAMPLED, measured, sampled_logprob
 
 STAGE = "scorer"
@@ -43,8 +43,9 @@ def evaluated(group: Group, rewards: Sequence[SourceRewards], *, time_s: float) 
     versions = {candidate.version for candidate in group.candidates}
     return end(
         group.request,
-        group.policy,
         "dropped" if mean_reward is None else "evaluated",
+        policy=group.policy,
+        stage=STAGE,
         reason="reward_missing" if mean_reward is None else "",
         time_s=time_s,
         content_hash=group.content_hash,
@@ -63,20 +64,3 @@ def penalty(group: Group, rewards: Sequence[SourceRewards], amount: float | None
         return []
     values: list[float | None] = [0.0 if candidate.has_eos else -amount for candidate in group.candidates]
     return [SourceRewards(source=MISSING_EOS, weight=1.0, values=values, version=f"{amount:g}")]
-
-
-def end(request: PromptRequest, policy: str, ending: Ending, *, reason: str, time_s: float, **details: Any) -> Feedback:
-    """Feedback that ends a request at this stage."""
-    return Feedback(
-        request_number=request.number,
-        group_id=request.group_id,
-        prompt_id=request.prompt_id,
-        policy=policy,
-        ending=ending,
-        stage=STAGE,
-        reason=reason,
-        round=request.round,
-        round_size=request.round_size,
-        time_s=time_s,
-        **details,
-    )

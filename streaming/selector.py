@@ -4,12 +4,37 @@
 """
 
 import math
+import threading
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from streaming import topics
 from streaming.config import SelectionConfig
-from streaming.records import Margins, Pair, PromptRequest, Response, ScoredGroup, Source
+from streaming.endings import end
+from streaming.errors import RecordError
+from streaming.heartbeat import Heartbeat
+from streaming.log.protocol import Entry, Log, Output
+from streaming.metrics import Metrics
+from streaming.records import (
+    Feedback,
+    Margins,
+    Pair,
+    PromptRequest,
+    Record,
+    Response,
+    ScoredGroup,
+    Source,
+    decode,
+    encode,
+)
 from streaming.selection import margins, roles, routes
+from streaming.stage import Reason, Stage
+
+STAGE = "selector"
+
+_TELL_S = 1.0
+"""A heartbeat goes out no more often."""
 
 
 class Selection(NamedTuple):
@@ -114,3 +139,108 @@ def _response(scored: ScoredGroup, rewards: Sequence[float | None], index: int) 
         text=candidate.text,
         finish_reason=candidate.finish_reason,
     )
+
+
+class _OutlineGroup(Record, frozen=True, kw_only=True):
+    request: PromptRequest
+
+
+class _Outline(Record, frozen=True, kw_only=True):
+    """What is needed of a scored group to recognise it and to end its request: quick to read, and often unbroken."""
+
+    group: _OutlineGroup
+
+
+class Selector:
+    """The role, for one policy. Several policies select from the same scored groups, each in its own group."""
+
+    def __init__(
+        self,
+        log: Log,
+        metrics: Metrics,
+        heartbeat: Heartbeat,
+        *,
+        config: SelectionConfig,
+        policy: str,
+        config_version: int = 0,
+    ) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._heartbeat = heartbeat
+        self._config = config
+        self._policy = policy
+        self._config_version = config_version
+        self._num_routed = dict.fromkeys(("dpo", "sft", "drop"), 0)
+        self._told_s = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Select until `stop`. Raises what no retry mends: a broken log."""
+        self._heartbeat.tell(health="ready")
+        self.stage().run(stop)
+
+    def stage(self) -> Stage:
+        """The runner: of two samplings of one request the first in the log wins, as it does at the learner."""
+        return Stage(
+            self._log,
+            self._metrics,
+            self.process,
+            name=STAGE,
+            group=f"{STAGE}.{self._policy}",
+            topics=[topics.SCORED.name],
+            identify=lambda entry: _outline(entry).group_id,
+            explain=self._explain,
+        )
+
+    def process(self, entry: Entry) -> list[Output]:
+        """The pair for the learner, or the feedback that there is none and why."""
+        scored = decode(ScoredGroup, entry.value, where=entry.where)
+        selection = select(
+            scored,
+            self._config,
+            policy=self._policy,
+            config_version=self._config_version,
+            source=Source(topic=entry.topic, partition=entry.partition, offset=entry.offset),
+        )
+        self._count(selection)
+        if selection.pair is not None:
+            return [Output(topics.pairs(self._policy).name, selection.pair.pair_id.encode(), encode(selection.pair))]
+        feedback = end(
+            scored.group.request,
+            "dropped",
+            policy=self._policy,
+            stage=STAGE,
+            reason=selection.decision.reason,
+            time_s=time.time(),
+            content_hash=scored.group.content_hash,
+            route="drop",
+            margin=selection.margins.external,
+            spread=selection.spread,
+            mean_reward=selection.mean_reward,
+        )
+        self._metrics.count("endings_total", ending="dropped", reason=feedback.reason)
+        return [Output(topics.FEEDBACK.name, feedback.group_id.encode(), encode(feedback))]
+
+    def _count(self, selection: Selection) -> None:
+        route, reason = selection.decision
+        self._metrics.count("routed_total", route=route, reason=reason)
+        if selection.pair is not None:
+            for kind, margin in (("external", selection.margins.external), ("implicit", selection.margins.implicit)):
+                if margin is not None and route == "dpo":
+                    self._metrics.observe("margin", margin, kind=kind)
+        if selection.is_worst_rejected is False:
+            self._metrics.count("rejected_not_worst_total")
+        self._num_routed[route] += 1
+        if time.monotonic() > self._told_s + _TELL_S:
+            self._told_s = time.monotonic()
+            self._heartbeat.tell(numbers={name: float(count) for name, count in self._num_routed.items()})
+
+    def _explain(self, entry: Entry, reason: Reason) -> Feedback | None:
+        try:
+            request = _outline(entry)
+        except RecordError:
+            return None
+        return end(request, "dead_lettered", policy=self._policy, stage=STAGE, reason=reason, time_s=time.time())
+
+
+def _outline(entry: Entry) -> PromptRequest:
+    return decode(_Outline, entry.value, where=entry.where).group.request

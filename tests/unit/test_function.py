@@ -167,8 +167,10 @@ def test_a_slow_coroutine_is_cancelled_at_its_deadline() -> None:
             raise
         return [1.0, 1.0]
 
-    assert reasons(score(reward, timeout_s=0.05)) == ["timeout", "timeout"]
+    asked = source(reward, timeout_s=0.05)
+    assert reasons(asyncio.run(asked.score(make_group()))) == ["timeout", "timeout"]
     assert cancelled.wait(WAIT_S)
+    asked.close()
 
 
 def test_a_coroutine_that_blocks_its_loop_still_meets_its_deadline() -> None:

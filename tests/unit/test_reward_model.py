@@ -24,7 +24,7 @@ def save_reward_model(directory: Path, *, chat_template: bool = True) -> Path:
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=MAX_TOKENS, num_labels=1, bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, dtype="float32",
+        pad_token_id=None, eos_token_id=tokenizer.eos_token_id, dtype="float32",
     )  # fmt: skip
     LlamaForSequenceClassification(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

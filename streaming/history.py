@@ -1,0 +1,31 @@
+"""Reading what a log already holds: between two offsets and no further. Changes nothing, joins no group."""
+
+from collections.abc import Iterator
+
+from streaming.log.protocol import Entry, Log, Offsets
+
+_MAX_RECORDS = 1024
+"""Entries read at once."""
+
+_READ_S = 1.0
+"""Everything asked for is durable already: a read that finds nothing for so long is tried again."""
+
+
+def entries(log: Log, topic: str) -> Iterator[Entry]:
+    """Everything that a topic holds at the moment of the first read, each partition in its order."""
+    return between(log, log.begin_offsets(topic), log.end_offsets(topic))
+
+
+def between(log: Log, begins: Offsets, ends: Offsets) -> Iterator[Entry]:
+    """The entries from `begins` up to, and without, `ends`; each partition in its order.
+
+    Raises TrimmedError where retention overtakes the reading.
+    """
+    waiting = {place: begin for place, begin in begins.items() if begin < ends[place]}
+    if not waiting:
+        return
+    with log.assign(waiting) as consumer:
+        while any(offset < ends[place] for place, offset in consumer.positions().items()):
+            for entry in consumer.read(max_records=_MAX_RECORDS, timeout_s=_READ_S):
+                if entry.offset < ends[entry.topic, entry.partition]:
+                    yield entry

@@ -1,0 +1,258 @@
+"""Stage: Group -> ScoredGroup, or the measurement of an evaluation request. Works on the frontier, out of order.
+
+    read -> asked (every source and the reference at once) -> appended (durable) -> settled -> committed
+
+A slow source holds up its own groups only, each until the source's deadline. A crash before the commit scores the
+same groups again: their records have the same ids, and readers keep the first. Of two samplings of one request (a
+generator crashed between writing and committing) the first in the log wins here already.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from streaming import topics
+from streaming.asking import Answered, Panel, Reference
+from streaming.config import ScoringConfig
+from streaming.endings import end
+from streaming.errors import LeaseLostError, RecordError, TooLargeError
+from streaming.frontier import Frontier
+from streaming.heartbeat import Heartbeat
+from streaming.history import between
+from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
+from streaming.metrics import Metrics
+from streaming.records import Feedback, Group, PromptRequest, Record, Source, SourceRewards, decode, encode
+from streaming.rewards import WeightedSource
+from streaming.scoring import MISSING_EOS, STAGE, evaluated, penalty, scored
+from streaming.selection.margins import mean
+from streaming.stage import MAX_SEEN, RESTORED_PER_PARTITION, Reason, dead_letter
+
+GROUP = "scorer"
+
+_POLL_S = 0.01
+"""How long the scorer waits for an answer before it looks for new groups."""
+
+_IDLE_S = 0.2
+"""How long it waits for new groups when it has none: long enough to cost nothing, short enough to stop at once."""
+
+_TELL_S = 1.0
+"""Between two looks at the lag, which cost a few seeks; a heartbeat goes out no more often."""
+
+
+class Finished(NamedTuple):
+    """An entry that the scorer is done with: what is appended for it, and the ending among that."""
+
+    entry: Entry
+    outputs: list[Output]
+    feedback: Feedback | None = None
+
+
+class _Outline(Record, frozen=True, kw_only=True):
+    """What is needed of a broken group to end its request."""
+
+    request: PromptRequest
+    policy: str
+
+
+class _Shift:
+    """One membership in the consumer group. A lost lease ends it, and with it all that was not committed."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.consumer = consumer
+        self.open: set[tuple[int, int]] = set()  # partition and offset of what is under way
+        self._frontier = Frontier()
+        self._next: dict[Partition, int] = {}
+        self._seen: OrderedDict[str, tuple[int, int]] = OrderedDict()  # group id -> where it was first
+
+    def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
+        """New entries. What comes again, because a partition was lost and got back, is under way or settled."""
+        new = []
+        for entry in self.consumer.read(max_records=max_records, timeout_s=timeout_s):
+            place = (entry.topic, entry.partition)
+            if entry.offset >= self._next.get(place, 0):
+                self._next[place] = entry.offset + 1
+                self._frontier.read(place, entry.offset)
+                new.append(entry)
+        return new
+
+    def settle(self, entries: Sequence[Entry]) -> None:
+        """Everything made from these is durable: go on behind them after a restart, as far as none is open before."""
+        for entry in entries:
+            self.open.discard(_place(entry))
+            self._frontier.settle((entry.topic, entry.partition), entry.offset)
+        held = self.consumer.positions()
+        self.consumer.commit({place: offset for place, offset in self._frontier.offsets().items() if place in held})
+
+    def offsets(self) -> dict[Partition, int]:
+        """The frontier of every partition that is held."""
+        held = self.consumer.positions()
+        return {place: self._frontier.offsets().get(place, position) for place, position in held.items()}
+
+    def is_duplicate(self, group_id: str, entry: Entry) -> bool:
+        """Whether this request's group was there before, at another place."""
+        first = self._seen.setdefault(group_id, _place(entry))
+        if len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+        return first != _place(entry)
+
+
+class Scorer:
+    """The role. Owns its sources: they are closed when `run` returns."""
+
+    def __init__(
+        self,
+        log: Log,
+        metrics: Metrics,
+        heartbeat: Heartbeat,
+        *,
+        sources: Sequence[WeightedSource],
+        reference: Reference,
+        config: ScoringConfig,
+    ) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._heartbeat = heartbeat
+        self._sources = sources
+        self._reference = reference
+        self._config = config
+        self._num_groups = 0
+        self._told_s = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Score until `stop`, and return soon after: what is under way then is scored again after a restart.
+
+        Raises what makes scoring impossible: a broken log, a broken reference model.
+        """
+        with Panel(self._sources, self._reference, max_groups=self._config.max_groups) as panel:
+            self._heartbeat.tell(health="ready")
+            while not stop.is_set():
+                try:
+                    self._serve(panel, stop)
+                except LeaseLostError:
+                    # Another scorer holds the partition now and scores what was not committed.
+                    self._metrics.count("retries_total", stage=STAGE)
+
+    def _serve(self, panel: Panel, stop: threading.Event) -> None:
+        with self._log.subscribe(GROUP, [topics.CANDIDATES.name]) as consumer:
+            shift = _Shift(consumer)
+            self._remember(shift)
+            while not stop.is_set():
+                finished = self._read(shift, panel)
+                answered = panel.take(_POLL_S) if shift.open else []
+                finished += [self._finish(one) for one in answered if _place(one.entry) in shift.open]
+                if finished:
+                    self._write(shift, finished)
+                self._metrics.time.enter("busy" if shift.open else "waiting")
+                self._tell(shift)
+
+    def _remember(self, shift: _Shift) -> None:
+        """Recall the groups just before the committed offsets: one of them may come again, sampled anew."""
+        topic = topics.CANDIDATES.name
+        committed = self._log.committed(GROUP, [topic])
+        begins = self._log.begin_offsets(topic)
+        recent = {place: max(begins[place], end - RESTORED_PER_PARTITION) for place, end in committed.items()}
+        for entry in between(self._log, recent, committed):
+            shift.is_duplicate(entry.key.decode(errors="replace"), entry)
+
+    def _read(self, shift: _Shift, panel: Panel) -> list[Finished]:
+        """Begin with new groups as far as there is room; returns those that need no asking."""
+        room = self._config.max_groups - len(shift.open)
+        if room <= 0:
+            return []
+        finished = []
+        for entry in shift.read(max_records=room, timeout_s=0.0 if shift.open else _IDLE_S):
+            self._metrics.count("records_read_total", topic=entry.topic)
+            try:
+                group = decode(Group, entry.value, where=entry.where)
+            except RecordError as error:
+                finished.append(self._reject(entry, "record", error))
+                continue
+            if shift.is_duplicate(group.group_id, entry):
+                self._metrics.count("duplicates_total", topic=entry.topic)
+                finished.append(Finished(entry, []))
+                continue
+            shift.open.add(_place(entry))
+            panel.submit(entry, group)
+        return finished
+
+    def _finish(self, answered: Answered) -> Finished:
+        entry, group, answers = answered
+        if isinstance(answers, RecordError):
+            return self._reject(entry, "failed", answers)
+        rewards = [*answers.rewards, *penalty(group, answers.rewards, self._config.missing_eos_penalty)]
+        self._count_rewards(rewards)
+        if group.request.purpose == "eval":
+            feedback = evaluated(group, rewards, time_s=time.time())
+            return Finished(entry, [_output(topics.FEEDBACK, entry, feedback)], feedback)
+        source = Source(topic=entry.topic, partition=entry.partition, offset=entry.offset)
+        record = scored(
+            group, answers._replace(rewards=rewards), reference_version=self._reference.version, source=source
+        )
+        self._metrics.count("reference_tokens_total", sum(len(candidate.tokens) for candidate in group.candidates))
+        return Finished(entry, [_output(topics.SCORED, entry, record)])
+
+    def _reject(self, entry: Entry, reason: Reason, error: Exception) -> Finished:
+        """A dead letter, and the end of the request where the bytes still say which one it was."""
+        self._metrics.count("dead_letters_total", stage=STAGE)
+        letter = dead_letter(entry, f"{type(error).__name__}: {error}", STAGE)
+        try:
+            broken = decode(_Outline, entry.value)
+        except RecordError:
+            return Finished(entry, [letter])
+        feedback = end(
+            broken.request, "dead_lettered", policy=broken.policy, stage=STAGE, reason=reason, time_s=time.time()
+        )
+        return Finished(entry, [letter, _output(topics.FEEDBACK, entry, feedback)], feedback)
+
+    def _write(self, shift: _Shift, finished: list[Finished]) -> None:
+        """Append everything, then commit what is settled. A crash in between scores the same groups again."""
+        try:
+            self._append(finished)
+        except TooLargeError:
+            for one in finished:
+                self._append_alone(one)
+        shift.settle([one.entry for one in finished])
+        self._num_groups += len(finished)
+
+    def _append_alone(self, finished: Finished) -> None:
+        try:
+            self._append([finished])
+        except TooLargeError as error:
+            self._append([self._reject(finished.entry, "too_large", error)])
+
+    def _append(self, finished: Sequence[Finished]) -> None:
+        self._log.append(output for one in finished for output in one.outputs)
+        for one in finished:
+            for output in one.outputs:
+                self._metrics.count("records_written_total", topic=output.topic)
+            if one.feedback is not None:
+                self._metrics.count("endings_total", ending=one.feedback.ending, reason=one.feedback.reason)
+
+    def _count_rewards(self, rewards: Sequence[SourceRewards]) -> None:
+        for source in rewards:
+            if source.source == MISSING_EOS:
+                continue
+            for reason in filter(None, source.reasons):
+                self._metrics.count("rewards_missing_total", source=source.source, reason=reason)
+            values = [value for value in source.values if value is not None]
+            if values:
+                self._metrics.set("reward_mean", mean(values), source=source.source)
+
+    def _tell(self, shift: _Shift) -> None:
+        if time.monotonic() < self._told_s + _TELL_S:
+            return
+        self._told_s = time.monotonic()
+        ends = self._log.end_offsets(topics.CANDIDATES.name)
+        lag = sum(ends[place] - offset for place, offset in shift.offsets().items())
+        self._metrics.set("lag_records", lag, topic=topics.CANDIDATES.name)
+        self._heartbeat.tell(numbers={"groups": self._num_groups, "in_flight": len(shift.open), "lag": lag})
+
+
+def _place(entry: Entry) -> tuple[int, int]:
+    return entry.partition, entry.offset
+
+
+def _output(topic: topics.Topic, entry: Entry, record: Record) -> Output:
+    return Output(topic.name, entry.key, encode(record))
