@@ -5,6 +5,7 @@ It catches what a checksum cannot: right bytes that were put into the wrong plac
 
 from actors.engine import Engine
 from streaming.errors import WeightsError
+from streaming.metrics import Metrics
 from streaming.records import Probe
 
 
@@ -21,13 +22,13 @@ async def max_difference(engine: Engine, probe: Probe) -> float:
     return max(abs(ours - theirs) for ours, theirs in zip(found, probe.logprobs[: len(found)], strict=True))
 
 
-async def check(engine: Engine, probe: Probe, *, tolerance: float) -> float:
-    """`max_difference`; raises WeightsError where it is above `tolerance`, or not a number."""
+async def check(engine: Engine, probe: Probe, metrics: Metrics, *, tolerance: float) -> None:
+    """Show `max_difference` as a metric; raises WeightsError where it is above `tolerance`, or not a number."""
     difference = await max_difference(engine, probe)
+    metrics.set("parity_max_abs_difference", difference)
     if not difference <= tolerance:
         raise WeightsError(
             f"the engine's log-probs differ from the learner's by {difference:.3g} nats, above {tolerance:g}",
             where=f"version {engine.version}",
             do="The engine is restarted. If it stays so, raise generation.engine.parity_tolerance for low precision.",
         )
-    return difference

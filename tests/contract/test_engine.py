@@ -12,7 +12,7 @@ import pytest_asyncio
 from actors.config import EngineConfig
 from actors.engine import Engine, start_engine
 from actors.parity import max_difference
-from actors.update import apply_weights
+from actors.update import Weights, announced, apply_weights
 from deploy.tiny_model import build_tokenizer
 from streaming.errors import DataError, EngineError
 from streaming.logprobs import sequence_logprobs
@@ -173,7 +173,7 @@ async def test_after_each_of_five_updates_logprobs_are_the_new_versions(
     others = [asyncio.create_task(sample(engine, prompt=LONG_PROMPT, max_tokens=300)) for _ in range(12)]
     await sample(engine, 1, max_tokens=2)
     for weights in updates:
-        assert await apply_weights(engine, Path(weights.location), weights.version)
+        assert await apply_weights(engine, announced(weights))
         assert engine.version == weights.version
         assert weights.probe
         assert await max_difference(engine, weights.probe) < TOLERANCE
@@ -204,7 +204,7 @@ def begins_as(model: object, candidate: Candidate) -> bool:
 async def test_a_version_that_is_not_newer_is_not_applied(engine: Engine, folder: Path) -> None:
     assert engine.version == Version(2, 4)
     for older in (Version(2, 4), Version(2, 3), Version(1, 99)):
-        assert not await apply_weights(engine, folder / "not read", older)
+        assert not await apply_weights(engine, Weights(folder / "not read", older, None, None))
     assert engine.version == Version(2, 4)
     assert len(await sample(engine)) == 4
 
@@ -225,7 +225,7 @@ async def test_tied_embeddings_follow_an_update(folder: Path, kind: str) -> None
     first, second = (publish(folder / f"tied-{kind}", Version(1, i), seed=i, tied=True) for i in range(2))
     engine = await start_engine(EngineConfig(kind=kind, num_threads=1), Path(first.location), first.version, policy="p")  # type: ignore[arg-type]
     for weights in (first, second):
-        await apply_weights(engine, Path(weights.location), weights.version)
+        await apply_weights(engine, announced(weights))
         assert weights.probe
         assert await max_difference(engine, weights.probe) < TOLERANCE
     await engine.close()

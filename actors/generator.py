@@ -1,0 +1,314 @@
+"""The generator: prompts in, groups of candidates out, across weight versions. Never waits for the learner.
+
+    prompts -> open -> sampled -> written (durable) -> settled -> committed
+
+A crash anywhere repeats what was not committed; a group sampled twice has the same id and other content, and readers
+take one. Evaluation prompts are answered by one weight version a round: no update starts while one is in flight.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from actors.config import GenerationConfig
+from actors.keeper import EngineKeeper, MakeEngine
+from actors.reading import GROUP, PromptReader, WeightsReader
+from actors.update import Weights, announced
+from streaming import topics
+from streaming.errors import EngineError, RecordError, TooLargeError
+from streaming.heartbeat import Heartbeat
+from streaming.log.protocol import Entry, Log, Output
+from streaming.metrics import Metrics
+from streaming.records import DeadLetter, Feedback, Group, PromptRequest, Source, Version, decode, encode
+
+STAGE = "generator"
+
+INITIAL = Version(0, 0)
+"""Version of a model that is never updated."""
+
+TICK_S = 0.5
+"""Between two refreshments of the headline figures; a heartbeat takes them along once a second."""
+
+STOP_POLL_S = 0.05
+"""How soon a stop is noticed."""
+
+
+class _Answer(NamedTuple):
+    """What a prompt has led to, not written yet: a group, or the reason why there is none."""
+
+    entry: Entry
+    request: PromptRequest | None  # None where the bytes are no request
+    group: Group | None
+    reason: str = ""
+
+
+class Generator:
+    """One generator process's work. `run` is called once."""
+
+    def __init__(
+        self,
+        log: Log,
+        metrics: Metrics,
+        heartbeat: Heartbeat,
+        *,
+        make_engine: MakeEngine,
+        config: GenerationConfig,
+        policy: str,
+        model: Path,
+    ) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._heartbeat = heartbeat
+        self._config = config
+        self._policy = policy
+        self._model = model
+        self._keeper = EngineKeeper(make_engine, metrics, heartbeat, tolerance=config.engine.parity_tolerance)
+        self._num_train = 0  # in flight
+        self._num_eval = 0
+        self._held: list[tuple[Entry, PromptRequest]] = []  # for a version that is yet to come
+        self._answers: list[_Answer] = []
+        self._is_doubtful = False  # an update is not proven yet: what was just sampled may be worthless
+        self._moved = asyncio.Event()
+        self._writing: asyncio.Task[None] | None = None
+        self._num_samples = 0
+        self._num_tokens = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Sample until `stop` is set; what is in flight then is sampled again after the next start.
+
+        Raises what the user or the launcher has to act on: a DataError, NotReadyError, WeightsError, EngineError or
+        LogError.
+        """
+        asyncio.run(self._run(stop))
+
+    async def _run(self, stop: threading.Event) -> None:
+        work = asyncio.create_task(self._work())
+        while not work.done() and not stop.is_set():
+            await asyncio.wait([work], timeout=STOP_POLL_S)
+        work.cancel()
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.result()
+
+    async def _work(self) -> None:
+        async with AsyncExitStack() as stack:
+            prompts = await asyncio.to_thread(PromptReader, self._log)
+            stack.push_async_callback(prompts.close)
+            weights = await asyncio.to_thread(WeightsReader, self._log, self._policy)
+            stack.push_async_callback(weights.close)
+            stack.push_async_callback(self._keeper.close)
+            stack.push_async_callback(self._flush, prompts)
+            await self._start_engine(weights)
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._read(prompts, tasks))
+                    tasks.create_task(self._write(prompts))
+                    tasks.create_task(self._tick())
+                    if self._config.update_weights:
+                        tasks.create_task(self._follow(weights, tasks))
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
+
+    async def _start_engine(self, weights: WeightsReader) -> None:
+        """The only time that a generator waits for the learner: until there is a first whole version."""
+        wanted = Weights(self._model, INITIAL, manifest_sha256=None, probe=None)
+        if self._config.update_weights:
+            while not await self._keeper.verify(wanted := announced(await weights.next())):
+                continue
+        await self._keeper.start(wanted)
+
+    async def _read(self, prompts: PromptReader, tasks: asyncio.TaskGroup) -> None:
+        """Keep `concurrency` groups in flight."""
+        while True:
+            await self._until(lambda: self._room() > 0)
+            for entry in await prompts.read(max_records=self._room()):
+                self._metrics.count("records_read_total", topic=entry.topic)
+                try:
+                    request = decode(PromptRequest, entry.value, where=entry.where)
+                except RecordError as error:
+                    self._answers.append(_Answer(entry, None, None, str(error)))
+                else:
+                    self._begin(entry, request, tasks)
+            self._moves()
+
+    def _room(self) -> int:
+        """Groups that may still be begun: none while the log is slower than the engine."""
+        return self._config.concurrency - max(self._num_train, len(self._answers))
+
+    def _begin(self, entry: Entry, request: PromptRequest, tasks: asyncio.TaskGroup) -> None:
+        wanted = request.min_version if self._config.update_weights else None
+        if wanted is not None and self._keeper.version < wanted:
+            self._held.append((entry, request))
+            return
+        self._count(request, +1)
+        tasks.create_task(self._sample(entry, request))
+
+    async def _sample(self, entry: Entry, request: PromptRequest) -> None:
+        """Answer one prompt, on as many engines as it takes."""
+        answer: _Answer | None = None
+        while answer is None:
+            engine = await self._keeper.engine()
+            tokens = engine.tokenize(request)
+            if not 0 < len(tokens) < engine.max_model_len:
+                answer = _Answer(entry, request, None, "prompt_too_long" if tokens else "prompt_empty")
+                break
+            try:
+                candidates = await engine.generate(
+                    tokens, num_candidates=request.num_candidates, sampling=request.sampling,
+                    request_id=request.group_id,
+                )  # fmt: skip
+            except EngineError as error:
+                await self._keeper.replace(engine, error)
+                continue
+            self._keeper.worked()
+            group = Group(
+                request=request, prompt_tokens=tokens, candidates=candidates, policy=self._policy,
+                generator=self._heartbeat.state.role_id, sampled_s=time.time(),
+                source=Source(topic=entry.topic, partition=entry.partition, offset=entry.offset),
+            )  # fmt: skip
+            answer = _Answer(entry, request, group)
+        self._count(request, -1)
+        self._answers.append(answer)
+        self._moves()
+
+    async def _write(self, prompts: PromptReader) -> None:
+        """Append whatever is finished, all of it together."""
+        while True:
+            await self._until(lambda: bool(self._answers) and not self._is_doubtful)
+            # A task of its own: a stop in the middle of an append must not lose sight of it.
+            self._writing = asyncio.create_task(self._write_answers(prompts))
+            await asyncio.shield(self._writing)
+            self._moves()
+
+    async def _flush(self, prompts: PromptReader) -> None:
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+        if not self._is_doubtful:
+            await self._write_answers(prompts)
+
+    async def _write_answers(self, prompts: PromptReader) -> None:
+        """Make them durable, then settle their prompts. One that is too large for the log becomes a dead letter."""
+        answers = [answer for answer in self._answers if prompts.is_open(answer.entry)]
+        self._answers = []
+        try:
+            await asyncio.to_thread(self._log.append, [out for answer in answers for out in self._outputs(answer)])
+        except TooLargeError:
+            answers = [await self._write_alone(answer) for answer in answers]
+        for answer in answers:
+            if prompts.is_open(answer.entry):
+                prompts.settle(answer.entry)
+            self._show(answer)
+
+    async def _write_alone(self, answer: _Answer) -> _Answer:
+        try:
+            await asyncio.to_thread(self._log.append, self._outputs(answer))
+        except TooLargeError:
+            answer = answer._replace(group=None, reason="group_too_large")
+            await asyncio.to_thread(self._log.append, self._outputs(answer))
+        return answer
+
+    def _outputs(self, answer: _Answer) -> list[Output]:
+        if answer.group is not None:
+            return [Output(topics.CANDIDATES.name, answer.group.group_id.encode(), encode(answer.group))]
+        entry, request, now = answer.entry, answer.request, time.time()
+        letter = DeadLetter(
+            stage=STAGE, source=Source(topic=entry.topic, partition=entry.partition, offset=entry.offset),
+            key=entry.key, value=entry.value, reason=answer.reason, attempts=1, time_s=now,
+        )  # fmt: skip
+        outputs = [Output(topics.DEAD_LETTER.name, entry.key, encode(letter))]
+        if request is not None:
+            ending = Feedback(
+                request_number=request.number, group_id=request.group_id, prompt_id=request.prompt_id,
+                policy=self._policy, ending="dead_lettered", stage=STAGE, reason=answer.reason,
+                round=request.round, round_size=request.round_size, time_s=now,
+            )  # fmt: skip
+            outputs.append(Output(topics.FEEDBACK.name, request.group_id.encode(), encode(ending)))
+        return outputs
+
+    async def _follow(self, weights: WeightsReader, tasks: asyncio.TaskGroup) -> None:
+        """Apply each newer version in flight, unless a round of evaluation is under way."""
+        while True:
+            wanted = announced(await weights.next())
+            if not await self._keeper.verify(wanted):
+                continue
+            await self._until(lambda: self._num_eval == 0)
+            self._is_doubtful = True
+            if await self._keeper.update(wanted) in ("failed", "parity"):
+                self._sample_again(wanted.version, tasks)
+            self._is_doubtful = False
+            held, self._held = self._held, []
+            for entry, request in held:
+                self._begin(entry, request, tasks)
+            self._moves()
+
+    def _sample_again(self, version: Version, tasks: asyncio.TaskGroup) -> None:
+        """Drop what an engine sampled under this version before it turned out to be wrong."""
+        answers, self._answers = self._answers, []
+        for answer in answers:
+            if answer.request is not None and answer.group is not None and _has_tokens_of(answer.group, version):
+                self._begin(answer.entry, answer.request, tasks)
+            else:
+                self._answers.append(answer)
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            self._moved.clear()
+            await self._moved.wait()
+
+    def _moves(self) -> None:
+        """Something changed: let every loop look again, and account for the time."""
+        self._moved.set()
+        if self._keeper.is_ready and not self._is_doubtful:
+            in_flight = self._num_train + self._num_eval
+            self._metrics.time.enter("busy" if in_flight else "blocked" if self._answers else "waiting")
+
+    def _count(self, request: PromptRequest, change: int) -> None:
+        if request.purpose == "eval":
+            self._num_eval += change
+        else:
+            self._num_train += change
+
+    def _show(self, answer: _Answer) -> None:
+        if answer.group is None:
+            self._metrics.count("dead_letters_total", stage=STAGE)
+            if answer.request is not None:
+                self._metrics.count("endings_total", ending="dead_lettered", reason=answer.reason)
+            return
+        self._metrics.count("records_written_total", topic=topics.CANDIDATES.name)
+        for candidate in answer.group.candidates:
+            self._metrics.count("candidates_total", finish_reason=candidate.finish_reason)
+            self._metrics.count("sampled_tokens_total", len(candidate.tokens))
+            self._num_samples += 1
+            self._num_tokens += len(candidate.tokens)
+
+    async def _tick(self) -> None:
+        """Keep the headline figures fresh."""
+        samples = tokens = 0
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            in_flight = self._num_train + self._num_eval
+            self._metrics.set("groups_in_flight", in_flight)
+            self._metrics.set("lag_records", await asyncio.to_thread(self._lag), topic=topics.PROMPTS.name)
+            self._heartbeat.tell(
+                numbers={
+                    "in_flight": float(in_flight),
+                    "tokens_per_s": (self._num_tokens - tokens) / (now - began),
+                    "samples_per_s": (self._num_samples - samples) / (now - began),
+                }
+            )
+            samples, tokens, began = self._num_samples, self._num_tokens, now
+
+    def _lag(self) -> int:
+        committed = self._log.committed(GROUP, [topics.PROMPTS.name])
+        ends = self._log.end_offsets(topics.PROMPTS.name)
+        return sum(end - committed.get(partition, 0) for partition, end in ends.items())
+
+
+def _has_tokens_of(group: Group, version: Version) -> bool:
+    return any(span.version == version for candidate in group.candidates for span in candidate.spans)
