@@ -1,0 +1,106 @@
+"""The main job on a tiny model that it trains itself: real vLLM, Ray, DeepSpeed and the log, no network, no GPU.
+
+base model (cached) -> a run like any other (runs/demo/run-N) -> held-out reward before and after -> report
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.config import RunConfig, load_config
+from deploy.demo_task import NUM_HELDOUT, base_model, write_prompts
+from streaming.evaluation import Measurement
+
+FOLDER = Path("runs/demo")
+TARGET = 0.95
+"""Held-out reward at which the demo ends."""
+
+MIN_RISE = 0.3
+"""Rise of the held-out reward below which the demo has failed."""
+
+MAX_MINUTES = 3.5
+"""Limit of the loop, so that the whole demo stays under six minutes on two cores."""
+
+
+def settings(model: Path, train: Path, heldout: Path, *, name: str) -> dict[str, Any]:
+    """The demo's run, as its YAML file says it: what a person would write for a model of their own."""
+    return {
+        "name": name,
+        "model": str(model),
+        "directory": ".",
+        "prompts": {"path": str(train), "eval_path": str(heldout), "max_eval_prompts": NUM_HELDOUT},
+        "rewards": [{"name": "correct", "function": "deploy.demo_task:correct"}],
+        "generation": {
+            "concurrency": 64,
+            "sampling": {"num_candidates": 2, "max_tokens": 6},
+            "engine": {"max_model_len": 32, "num_threads": 1, "kv_cache_bytes": 64 * 1024 * 1024},
+        },
+        "scheduler": {"pipeline_depth": 160, "eval_every": 5},
+        "scoring": {"num_threads": 1},
+        "selection": {"sft_floor": 1.0},
+        "learner": {
+            "num_threads": 1,
+            "max_steps": 300,
+            "loss": {"beta": 0.1, "nll_weight": 1.0},
+            "optimizer": {"learning_rate": 3.0e-4, "warmup_steps": 5},
+            "batch": {"batch_size": 48},
+            "checkpoint": {"every_steps": 25},
+        },
+        "stop": {"heldout_reward": TARGET, "max_minutes": MAX_MINUTES},
+    }
+
+
+def prepare(folder: Path) -> RunConfig:
+    """Train or find the base model, and write the settings of a new run under `folder`."""
+    started_s = time.monotonic()
+    model = base_model(folder.resolve(), report=print)
+    print(f"base model: ready after {time.monotonic() - started_s:.0f} s")
+    train, heldout = write_prompts(folder.resolve() / "prompts")
+    numbers = [int(path.name.removeprefix("run-")) for path in folder.glob("run-*")]
+    directory = folder / f"run-{max(numbers, default=0) + 1}"
+    directory.mkdir()
+    path = directory / "demo.yaml"
+    values = settings(model, train, heldout, name=f"demo-{directory.name}")
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    print(f"settings: {path}")
+    return load_config(path)
+
+
+def run_demo(folder: Path = FOLDER) -> int:
+    """Run it and say what came of it; 0 where the held-out reward rose by at least MIN_RISE, 1 where it did not."""
+    from deploy.check import preflight
+    from deploy.launcher import launch
+    from deploy.live import opened_view
+    from deploy.report import write_report
+
+    config = prepare(folder)
+    preflight(config)
+    with opened_view() as view:
+        outcome = launch(config, view)
+    assert config.directory is not None, "load_config fills it in"
+    print(f"\n{outcome.reason} after {outcome.elapsed_s:.0f} s")
+    rise = describe(outcome.measured, Path(config.directory))
+    print(f"report:  {write_report(Path(config.directory))}")
+    if rise is None or rise < MIN_RISE:
+        print(f"FAILED: the held-out reward had to rise by {MIN_RISE:g}")
+        return 1
+    return 0
+
+
+def describe(measured: Sequence[Measurement], directory: Path) -> float | None:
+    """Print before, after and best; the rise from before to after, None where one of them was not measured."""
+    if len(measured) < 2:
+        print(f"held-out reward: only {len(measured)} complete measurement")
+        return None
+    before, after = measured[0], measured[-1]
+    best = max(measured, key=lambda one: one.mean)
+    for name, one, place in (
+        ("before", before, ""),
+        ("after", after, directory / "last"),
+        ("best", best, directory / "best"),
+    ):
+        print(f"{name + ':':8} held-out reward {one.mean:.3f} over {one.count} samples, version {one.version}  {place}")
+    return after.mean - before.mean
