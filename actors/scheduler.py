@@ -21,17 +21,16 @@ from streaming.history import entries
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
 from streaming.records import (
-    DeadLetter,
     Feedback,
     PromptRequest,
     RoleState,
     Sampling,
-    Source,
     Version,
     WeightVersion,
     decode,
     encode,
 )
+from streaming.stage import dead_letter
 
 STAGE = "scheduler"
 
@@ -149,7 +148,7 @@ class Scheduler:
             feedback = decode(Feedback, entry.value, where=entry.where)
         except RecordError as error:
             self._metrics.count("dead_letters_total", stage=STAGE)
-            self._log.append([_dead_letter(entry, error)])
+            self._log.append([dead_letter(entry, error.what, STAGE)])
             return
         if feedback.policy == self._policy:
             self._outstanding.end(feedback)
@@ -293,17 +292,3 @@ class Scheduler:
         if self._rounds.best is not None:
             numbers["best_heldout_reward"] = self._rounds.best.mean
         self._heartbeat.tell(numbers=numbers, leases=self._rounds.leases())
-
-
-def _dead_letter(entry: Entry, error: RecordError) -> Output:
-    """The bytes as they are, and why nobody could read them."""
-    letter = DeadLetter(
-        stage=STAGE,
-        source=Source(topic=entry.topic, partition=entry.partition, offset=entry.offset),
-        key=entry.key,
-        value=entry.value,
-        reason=error.what,
-        attempts=1,
-        time_s=entry.time_s,
-    )
-    return Output(topics.DEAD_LETTER.name, entry.key, encode(letter))

@@ -110,7 +110,8 @@ def status(run: Run) -> None:
     if not found.roles:
         print(f"{settings.name}: no role has started yet")
         return
-    Console().print(table(found))
+    # A table in a pipe is for a file or a pager: it keeps its lines.
+    Console(width=None if sys.stdout.isatty() else 180).print(table(found))
 
 
 @app.command()
@@ -137,8 +138,11 @@ def tail(
 
 
 @app.command()
-def audit(run: Run) -> None:
-    """Do the books balance? Every request must end exactly one way. Exit code 1 where they do not."""
+def audit(
+    run: Run,
+    final: Annotated[bool, typer.Option("--final", help="The run is over: what has not ended is lost.")] = False,
+) -> None:
+    """Do the books balance? Every request ends exactly one way. Exit code 1 where they do not."""
     from streaming.audit import audit_log
 
     with _opened(run) as (settings, log):
@@ -146,10 +150,15 @@ def audit(run: Run) -> None:
     print(f"{balance.num_requests} requests of {balance.policy}")
     for (ending, reason), count in sorted(balance.endings.items()):
         print(f"  {ending}{f' ({reason})' if reason else ''}: {count}")
-    open_ = len(balance.not_ended)
-    print(f"  not ended: {open_}{f' ({len(balance.consumed)} of them in a step not yet durable)' if open_ else ''}")
-    print(f"  ended twice: {len(balance.ended_twice)} {balance.ended_twice[:10] or ''}".rstrip())
-    raise typer.Exit(0 if balance.is_balanced else 1)
+    under_way = len(balance.not_ended) - len(balance.consumed)
+    print(f"  in a step whose checkpoint is not durable yet: {len(balance.consumed)}")
+    print(f"  on their way: {under_way}")
+    print(f"  ended twice: {len(balance.ended_twice)}{_some(balance.ended_twice)}")
+    raise typer.Exit(0 if balance.is_balanced or not (final or balance.ended_twice) else 1)
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return f" (requests {', '.join(map(str, numbers[:10]))})" if numbers else ""
 
 
 @app.command()

@@ -31,6 +31,9 @@ POLL_S = 0.2
 LOOK_S = 0.5
 """Between two looks at the log: the live view's rhythm."""
 
+MAX_SHOWN = 3
+"""Newest measurements that are told one by one: a resumed run does not repeat its whole history."""
+
 IDENTITY = ("name", "model", "policy", "scoring.reference", "log.url")
 """Settings that a run's log, checkpoints and reference log-probs are bound to: another value is another run."""
 
@@ -180,13 +183,13 @@ class Watch:
     def look(self, elapsed_s: float) -> None:
         """Read on, keep a new best version, show it all."""
         if self._read_feedback():
-            self.measured = [one for one in measurements(self._evaluated) if one.is_complete]
-            before, self.newest, self.best = self.newest, newest_of(self.measured), best_of(self.measured)
-            if self.newest is not None and (before is None or before.round != self.newest.round):
-                self._view.event(
-                    f"held-out reward {self.newest.mean:.3f} (version {self.newest.version}, "
-                    f"{self.newest.count} prompts)"
-                )
+            before, self.measured = self.measured, [one for one in measurements(self._evaluated) if one.is_complete]
+            self.newest, self.best = newest_of(self.measured), best_of(self.measured)
+            for one in self.measured[-MAX_SHOWN:]:
+                if one not in before:
+                    self._view.event(
+                        f"held-out reward {one.mean:.3f} (version {one.version}, {one.count} prompts, round {one.round})"
+                    )
             self._keep_best()
         status = read_status(self._log, self._config)
         remaining = eta(self._shares_done(status, elapsed_s), elapsed_s)

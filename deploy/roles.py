@@ -3,6 +3,7 @@
 process starts -> log, metrics, endpoint, heartbeat open -> the role runs -> all of it closes, the last beat last
 """
 
+import functools
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from typing import Protocol
 from deploy.check import check_packages
 from deploy.config import RunConfig
 from deploy.server import MetricsServer
-from streaming.errors import ConfigError, StreamDPOError
+from streaming.errors import ConfigError, NotReadyError, StreamDPOError
 from streaming.heartbeat import Heartbeat
 from streaming.log import open_log
 from streaming.log.protocol import Log
@@ -199,4 +200,92 @@ def _scheduler(parts: Parts) -> Role:
     )
 
 
-BUILDERS: dict[str, Callable[[Parts], Role]] = {"scheduler": _scheduler}
+def _generator(parts: Parts) -> Role:
+    from actors.engine import start_engine
+    from actors.generator import Generator
+
+    config = parts.config
+    make_engine = functools.partial(
+        start_engine, config.generation.engine, policy=config.policy, trust_remote_code=config.trust_remote_code
+    )
+    return Generator(
+        parts.log,
+        parts.metrics,
+        parts.heartbeat,
+        make_engine=make_engine,
+        config=config.generation,
+        policy=config.policy,
+        model=fetched(config.model),
+    )
+
+
+def _scorer(parts: Parts) -> Role:
+    from streaming.reference import ReferenceModel
+    from streaming.rewards import build_rewards
+    from streaming.scorer import Scorer
+
+    config = parts.config
+    sources = build_rewards(config.rewards, config.scoring, trust_remote_code=config.trust_remote_code)
+    reference = ReferenceModel(
+        fetched(config.scoring.reference or config.model),
+        batch_tokens=config.scoring.batch_tokens,
+        dtype=config.learner.dtype,  # priced by other rounding, the first step's margins would not be 0
+        num_threads=config.scoring.num_threads,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return Scorer(
+        parts.log,
+        parts.metrics,
+        parts.heartbeat,
+        sources=sources,
+        reference=reference,
+        config=config.scoring,
+    )
+
+
+def _selector(parts: Parts) -> Role:
+    from streaming.selector import Selector
+
+    return Selector(
+        parts.log, parts.metrics, parts.heartbeat, config=parts.config.selection, policy=parts.config.policy
+    )
+
+
+def _learner(parts: Parts) -> Role:
+    from learner.train import Learner
+
+    config = parts.config
+    return Learner(
+        parts.log,
+        parts.metrics,
+        parts.heartbeat,
+        config=config.learner,
+        model=str(fetched(config.model)),
+        directory=parts.directory,
+        policy=config.policy,
+        trust_remote_code=config.trust_remote_code,
+        since_s=parts.since_s,
+    )
+
+
+def fetched(model: str) -> Path:
+    """The model's directory on this machine; a hub name is downloaded, or found in the hub's cache."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model))
+    except (OSError, ValueError) as cause:
+        raise NotReadyError(
+            f"cannot be downloaded: {cause}", where=model, do="Give a directory in Hugging Face format."
+        ) from cause
+
+
+BUILDERS: dict[str, Callable[[Parts], Role]] = {
+    "scheduler": _scheduler,
+    "generator": _generator,
+    "scorer": _scorer,
+    "selector": _selector,
+    "learner": _learner,
+}

@@ -12,6 +12,7 @@ from deploy.config import RunConfig
 from streaming import topics
 from streaming.heartbeat import role_states
 from streaming.log.protocol import Log
+from streaming.metrics import STATES
 from streaming.records import RoleState
 
 SILENT_S = 15.0
@@ -67,11 +68,8 @@ def shares(before: RoleState | None, now: RoleState) -> dict[str, float]:
 def table(status: Status, before: Mapping[str, RoleState] | None = None) -> Table:
     """A row per role."""
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("role", "health", "busy", "waiting", "blocked", "updating"):
-        drawn.add_column(name, justify="left" if name in ("role", "health") else "right", no_wrap=True)
-    drawn.add_column("lag", justify="right")
-    drawn.add_column("version", justify="right")
-    drawn.add_column("figures", overflow="fold")
+    for name in ("role", "health", *STATES, "lag", "version", "figures"):
+        drawn.add_column(name, justify="right" if name in (*STATES, "lag", "version") else "left")
     for state in status.roles:
         drawn.add_row(*_row(state, status, (before or {}).get(state.role_id)))
     return drawn
@@ -84,10 +82,10 @@ def _row(state: RoleState, status: Status, before: RoleState | None) -> list[str
     return [
         state.role_id,
         f"[{_COLOURS.get(health, 'red')}]{health}[/]",
-        *(f"{spent[name]:.0%}" if name in spent else "" for name in ("busy", "waiting", "blocked", "updating")),
+        *(f"{spent[name]:.0%}" if name in spent else "" for name in STATES),
         "" if lag is None else str(lag),
         "" if state.version is None else str(state.version),
-        escape(figures(state) + (f"  {state.message.splitlines()[0]}" if state.message else "")),
+        escape("  ".join(part for part in (figures(state), *state.message.splitlines()[:1]) if part)),
     ]
 
 
@@ -95,8 +93,17 @@ _COLOURS = {"ready": "green", "starting": "yellow", "degraded": "yellow", "stopp
 
 
 def figures(state: RoleState) -> str:
-    """A role's headline figures on one line."""
-    return " ".join(f"{name}={short(value)}" for name, value in state.numbers.items())
+    """A role's headline figures on one line: the few that tell how it does, or all of a role that has no such few."""
+    shown = [name for name in _HEADLINES.get(state.role, ()) if name in state.numbers] or list(state.numbers)
+    return "  ".join(f"{name} {short(state.numbers[name])}" for name in shown)
+
+
+_HEADLINES = {
+    "learner": ("step", "loss", "reward_accuracy", "staleness", "tokens_per_s"),
+    "generator": ("in_flight", "samples_per_s", "tokens_per_s"),
+    "scorer": ("in_flight", "groups", "reward"),
+    "scheduler": ("issued", "outstanding", "heldout_reward"),
+}
 
 
 def short(value: float) -> str:

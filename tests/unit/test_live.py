@@ -57,7 +57,7 @@ def test_figures_are_short(value, text):
 
 
 def test_figures_stand_on_one_line():
-    assert figures(make_role(numbers={"loss": 0.5, "step": 2.0})) == "loss=0.5 step=2"
+    assert figures(make_role(numbers={"loss": 0.5, "other": 1.0, "step": 2.0})) == "step 2  loss 0.5"
 
 
 def test_a_role_that_has_been_silent_is_not_called_ready():
