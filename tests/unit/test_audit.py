@@ -2,8 +2,10 @@ from typing import Any
 
 import pytest
 
-from streaming.audit import Balance, audit
-from streaming.records import Feedback
+from streaming.audit import Balance, audit, audit_log
+from streaming.errors import RecordError
+from streaming.log.protocol import Log, Output
+from streaming.records import Feedback, encode
 from tests.builders import make_feedback, make_prompt
 
 
@@ -72,3 +74,20 @@ def test_another_policy_has_its_own_books() -> None:
 
 def test_feedback_about_a_request_that_is_not_there_is_shown() -> None:
     assert balance(1, make_feedback(0), make_feedback(7)).unknown == [7]
+
+
+def test_a_log_is_audited_as_it_lies_there(log: Log) -> None:
+    log.append(Output("prompts", b"%d" % number, encode(make_prompt(number))) for number in range(50))
+    log.append(Output("feedback", b"%d" % number, encode(dropped(number, "tie"))) for number in range(1, 50))
+    found = audit_log(log, policy="policy")
+    assert (found.num_requests, found.count("dropped"), found.not_ended) == (50, 49, [0])
+
+
+def test_an_empty_log_balances(log: Log) -> None:
+    assert audit_log(log, policy="policy").is_balanced
+
+
+def test_a_log_with_other_bytes_in_its_books_is_not_audited(log: Log) -> None:
+    log.append([Output("feedback", b"k", b"junk")])
+    with pytest.raises(RecordError, match="not a Feedback"):
+        audit_log(log, policy="policy")

@@ -1,11 +1,16 @@
+import threading
 from typing import Any
 
+import msgspec
 import pytest
 
 from streaming.config import SelectionConfig
-from streaming.records import Implicit, Margins, Message, ScoredGroup, decode, encode
-from streaming.records import Pair as PairRecord
-from streaming.selector import Selection, prompt_text, select
+from streaming.heartbeat import Heartbeat
+from streaming.history import entries
+from streaming.log.protocol import Log, Output
+from streaming.metrics import Metrics
+from streaming.records import DeadLetter, Feedback, Implicit, Margins, Message, Pair, R, ScoredGroup, decode, encode
+from streaming.selector import Selection, Selector, prompt_text, select
 from tests.builders import make_candidate, make_group, make_prompt, make_scored
 
 
@@ -36,7 +41,7 @@ def test_a_pair_carries_everything_that_made_it() -> None:
     assert (pair.chosen.reward, pair.chosen.reference_logprob, pair.rejected.reference_logprob) == (1.0, -2.0, -1.0)
     assert pair.chosen.tokens == scored.group.candidates[1].tokens
     assert pair.content_hash == scored.group.content_hash
-    assert decode(PairRecord, encode(pair)) == pair
+    assert decode(Pair, encode(pair)) == pair
 
 
 def test_a_negative_implicit_margin_does_not_keep_a_pair_from_teaching() -> None:
@@ -124,3 +129,99 @@ def test_a_conversation_is_readable() -> None:
         text=None, messages=[Message(role="system", content="Be brief."), Message(role="user", content="Hi")]
     )
     assert prompt_text(request) == "system: Be brief.\nuser: Hi"
+
+
+def send(log: Log, *groups: ScoredGroup) -> None:
+    log.append(Output("scored", scored.group.group_id.encode(), encode(scored)) for scored in groups)
+
+
+def run(log: Log, *, policy: str = "policy", **settings: Any) -> Metrics:
+    """Select from everything that is there."""
+    metrics = Metrics("selector")
+    heartbeat = Heartbeat(log, metrics, role="selector", interval_s=3600)
+    selector = Selector(log, metrics, heartbeat, config=SelectionConfig(**settings), policy=policy)
+    stage = selector.stage()
+    with log.subscribe(f"selector.{policy}", ["scored"]) as consumer:
+        stage.restore()
+        while stage.run_once(consumer, timeout_s=0, wait=threading.Event().wait):
+            pass
+    heartbeat.close()
+    return metrics
+
+
+def records(log: Log, kind: type[R], topic: str) -> list[R]:
+    return [decode(kind, entry.value) for entry in entries(log, topic)]
+
+
+def test_a_pair_goes_to_its_policys_topic_under_its_id(log: Log) -> None:
+    send(log, make_scored([1.0, 0.0], implicit=[Implicit(model="sampled", h=[0.5, 0.0])]))
+    metrics = run(log, policy="tiny")
+    [entry] = entries(log, "pairs.tiny")
+    pair = decode(Pair, entry.value)
+    assert entry.key == pair.pair_id.encode()
+    assert pair.policy == "tiny"
+    assert pair.source is not None and pair.source.topic == "scored"
+    assert records(log, Feedback, "feedback") == []
+    assert metrics.value("routed_total", route="dpo", reason="margin") == 1
+    assert [metrics.value("margin_bucket", kind="external", le=bound) for bound in ("0.5", "1.0")] == [0, 1]
+    assert [metrics.value("margin_bucket", kind="implicit", le=bound) for bound in ("0.0", "0.5")] == [0, 1]
+
+
+def test_a_dropped_group_ends_its_request_with_the_reason(log: Log) -> None:
+    scored = make_scored([0.5, 0.5], number=4)
+    send(log, scored)
+    metrics = run(log)
+    [feedback] = records(log, Feedback, "feedback")
+    assert (feedback.request_number, feedback.ending, feedback.reason) == (4, "dropped", "no_spread")
+    assert (feedback.route, feedback.stage, feedback.content_hash) == ("drop", "selector", scored.group.content_hash)
+    assert (feedback.mean_reward, feedback.spread, feedback.margin) == (0.5, 0.0, 0.0)
+    assert metrics.value("routed_total", route="drop", reason="no_spread") == 1
+    assert metrics.value("endings_total", ending="dropped", reason="no_spread") == 1
+
+
+def test_of_two_samplings_of_one_request_the_first_makes_the_example(log: Log) -> None:
+    send(log, make_scored([0.5, 0.5], texts=["a", "b"]), make_scored([1.0, 0.0], texts=["c", "d"]))
+    assert run(log).value("duplicates_total", topic="scored") == 1
+    send(log, make_scored([1.0, 0.0], texts=["e", "f"]))
+    assert run(log).value("duplicates_total", topic="scored") == 1, "it is known after a restart too"
+    assert records(log, Pair, "pairs.policy") == []
+    assert len(records(log, Feedback, "feedback")) == 1
+
+
+def test_two_policies_select_from_the_same_groups(log: Log) -> None:
+    send(log, make_scored())
+    run(log, policy="one")
+    run(log, policy="other", min_margin=5.0)
+    assert len(records(log, Pair, "pairs.one")) == 1
+    assert [feedback.policy for feedback in records(log, Feedback, "feedback")] == ["other"]
+
+
+def test_a_broken_record_is_a_dead_letter_and_ends_its_request_where_that_can_be_read(log: Log) -> None:
+    broken = msgspec.msgpack.decode(encode(make_scored(number=3)))
+    broken["reference_logprobs"] = "lost"
+    log.append([Output("scored", b"k", b"junk"), Output("scored", b"k", msgspec.msgpack.encode(broken))])
+    run(log)
+    assert len(records(log, DeadLetter, "dead-letter")) == 2
+    [feedback] = records(log, Feedback, "feedback")
+    assert (feedback.request_number, feedback.ending, feedback.policy) == (3, "dead_lettered", "policy")
+
+
+def test_how_often_the_rule_matters_is_counted(log: Log) -> None:
+    send(log, make_scored([*[10.0] * 18, 9.0, 7.0, -3.0]), make_scored(number=1))
+    assert run(log).value("rejected_not_worst_total") == 1
+
+
+def test_the_role_selects_until_it_is_stopped(log: Log) -> None:
+    metrics, stop = Metrics("selector"), threading.Event()
+    heartbeat = Heartbeat(log, metrics, role="selector", interval_s=3600)
+    selector = Selector(log, metrics, heartbeat, config=SelectionConfig(), policy="policy")
+    thread = threading.Thread(target=selector.run, args=(stop,))
+    thread.start()
+    with log.assign(log.begin_offsets("pairs.policy")) as reader:
+        send(log, make_scored())
+        assert len(reader.read(max_records=1, timeout_s=20.0)) == 1
+    stop.set()
+    thread.join(20.0)
+    assert not thread.is_alive()
+    assert heartbeat.state.numbers["dpo"] == 1.0
+    heartbeat.close()

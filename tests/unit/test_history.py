@@ -1,0 +1,31 @@
+from streaming.history import between, entries
+from streaming.log.protocol import Log, Output
+
+
+def append(log: Log, *values: bytes) -> None:
+    log.append(Output("feedback", b"key", value) for value in values)
+
+
+def test_everything_that_a_topic_holds_is_read_in_order(log: Log) -> None:
+    append(log, *(b"%d" % number for number in range(3000)))
+    assert [entry.value for entry in entries(log, "feedback")] == [b"%d" % number for number in range(3000)]
+
+
+def test_an_empty_topic_has_no_entries(log: Log) -> None:
+    assert list(entries(log, "feedback")) == []
+
+
+def test_what_is_appended_meanwhile_is_not_read(log: Log) -> None:
+    append(log, b"a", b"b")
+    read = []
+    for entry in entries(log, "feedback"):
+        append(log, b"later")
+        read.append(entry.value)
+    assert read == [b"a", b"b"]
+
+
+def test_reading_stops_before_the_end_that_was_asked_for(log: Log) -> None:
+    append(log, b"a", b"b", b"c")
+    place = next(place for place, end in log.end_offsets("feedback").items() if end == 3)
+    assert [entry.value for entry in between(log, {place: 1}, {place: 2})] == [b"b"]
+    assert list(between(log, {place: 2}, {place: 2})) == []
