@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -87,7 +88,9 @@ class Rig:
     def finish(self) -> None:
         """Wait until everything that was read is committed, then stop."""
         ends = self.log.end_offsets("candidates")
+        deadline_s = time.monotonic() + WAIT_S
         while self.thread.is_alive() and self.log.committed("scorer", ["candidates"]) != ends:
+            assert time.monotonic() < deadline_s, "not everything is settled"
             self.stop.wait(0.01)
         self.close()
 
