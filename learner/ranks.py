@@ -23,7 +23,7 @@ PATIENCE = timedelta(minutes=30)
 class Ranks:
     """This process among the learner's processes. With one process nothing is sent anywhere."""
 
-    def __init__(self, rank: int, world_size: int, local_rank: int = 0) -> None:
+    def __init__(self, rank: int, world_size: int, store: dist.Store, *, local_rank: int = 0) -> None:
         self.rank = rank
         self.world_size = world_size
         has_gpu = torch.cuda.is_available()
@@ -31,8 +31,6 @@ class Ranks:
         if has_gpu:
             torch.cuda.set_device(self.device)
         backend = "nccl" if has_gpu else "gloo"
-        # One process needs no port: its rendezvous lies in its own memory.
-        store = dist.HashStore() if world_size == 1 else None
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
 
@@ -106,4 +104,8 @@ def connect(world_size: int, environment: Mapping[str, str] = os.environ) -> Ran
             what, where="environment", do="Start one process per rank with RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT."
         )
     rank = int(environment.get("RANK", "0"))
-    return Ranks(rank, world_size, int(environment.get("LOCAL_RANK", rank)))
+    store: dist.Store = dist.HashStore()  # one process needs no port: its rendezvous lies in its own memory
+    if world_size > 1:
+        address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        store = dist.TCPStore(address, port, world_size, is_master=rank == 0, timeout=PATIENCE)
+    return Ranks(rank, world_size, store, local_rank=int(environment.get("LOCAL_RANK", rank)))

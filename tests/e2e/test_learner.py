@@ -1,0 +1,369 @@
+"""The learner alone, over a recorded log: real DeepSpeed, real processes, real kills.
+
+The processes are forked from one that has imported everything and done nothing: they start in a blink.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deploy.tiny_model import save_tiny_model
+from learner import checkpoint
+from learner.config import LearnerConfig
+from streaming import topics
+from streaming.audit import entries
+from streaming.heartbeat import Heartbeat, role_states
+from streaming.log import open_log
+from streaming.log.protocol import Output
+from streaming.metrics import Metrics
+from streaming.records import Feedback, Version, WeightVersion, decode, encode
+from streaming.weights import verify
+from tests.builders import make_pair, make_role
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_S = 60
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["learner.train", "transformers.models.llama.modeling_llama"])
+NUM_REQUESTS = 61
+NUM_TRAINED = 60
+"""One request has two examples, two pairs are dropped: exactly twelve batches of five."""
+SETTINGS = {
+    "max_steps": 12,
+    "num_threads": 1,
+    "batch": {"batch_size": 5, "micro_batch_tokens": 64},
+    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 3},
+    "loss": {"nll_weight": 0.1},
+    "checkpoint": {"every_steps": 3},
+    "publish": {"sync_every": 2},
+}
+
+
+def open_run(run):
+    """The run's log."""
+    return open_log(f"sqlite:///{run}/log.db", run="run", max_record_bytes=2**20, max_bytes=2**30)
+
+
+def be_a_rank(run, model, settings, environment, output):
+    """One rank of a learner, until SIGTERM or max_steps."""
+    from learner.train import Learner
+
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    with open_run(run) as log:
+        metrics = Metrics("learner")
+        heartbeat = Heartbeat(log, metrics, role="learner", index=int(environment["RANK"]))
+        config = LearnerConfig.model_validate(settings)
+        learner = Learner(
+            log, metrics, heartbeat, config=config, model=str(model), directory=run, policy="policy",
+            environment=environment,
+        )  # fmt: skip
+        learner.run(stop)
+        heartbeat.close(health="stopped", message=heartbeat.state.message)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"), tied=True)
+
+
+def recorded_pairs():
+    """Both routes, different lengths, one request with two examples, one pair that is too long, one that is stale."""
+    rng = random.Random(7)
+    pairs = [
+        make_pair(i, chosen=str(rng.randrange(10 ** rng.randrange(1, 6))), rejected=None if i % 4 == 0 else str(-i))
+        for i in range(NUM_REQUESTS)
+    ]
+    pairs[20] = make_pair(20, chosen="9" * 600)
+    pairs[30] = make_pair(30, version=Version(1, 50))
+    pairs[7:8] = [make_pair(7, index=i, num_examples=2, chosen=str(i)) for i in range(2)]
+    return pairs
+
+
+def record(run, *pairs):
+    """Append pairs to a run's log."""
+    with open_run(run) as log:
+        topic = topics.pairs("policy").name
+        log.append([Output(topic, pair.pair_id.encode(), encode(pair)) for pair in pairs])
+
+
+@pytest.fixture
+def run(tmp_path):
+    record(tmp_path, *recorded_pairs())
+    return tmp_path
+
+
+def start(run, model, settings, *, rank=0, world_size=1, port=0):
+    environment = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    arguments = (run, model, {**settings, "world_size": world_size}, environment, run / f"rank-{rank}.log")
+    process = CONTEXT.Process(target=be_a_rank, args=arguments)
+    process.start()
+    return process
+
+
+def start_ranks(run, model, settings, world_size):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [start(run, model, settings, rank=rank, world_size=world_size, port=port) for rank in range(world_size)]
+
+
+def wait(process):
+    """The exit code. A process that hangs is killed, and that is a failure."""
+    process.join(PATIENCE_S)
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+def train(run, model, settings=SETTINGS, *, world_size=1):
+    """Train to the end, and return every rank's exit code."""
+    return [wait(process) for process in start_ranks(run, model, settings, world_size)]
+
+
+def read(run, topic, kind):
+    with open_run(run) as log:
+        return [decode(kind, entry.value) for entry in entries(log, topic)]
+
+
+def feedback(run, ending):
+    return [one for one in read(run, topics.FEEDBACK.name, Feedback) if one.ending == ending]
+
+
+def newest_weights(run):
+    return max(read(run, topics.WEIGHTS.name, WeightVersion), key=lambda one: one.version)
+
+
+def parameters(run):
+    return load_file(Path(newest_weights(run).location) / "model.safetensors")
+
+
+def trained(run):
+    """(step, request number, index) of everything trained, once per example."""
+    return sorted({(one.step, one.request_number, one.index) for one in feedback(run, "trained")})
+
+
+def kill(process, *, after_s=0.0):
+    """SIGKILL, unless it ends by itself before."""
+    process.join(after_s)
+    process.kill()
+    process.join()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model, tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted")
+    record(run, *recorded_pairs())
+    assert train(run, model) == [0], logs(run)
+    return run
+
+
+def test_every_pair_ends_once_and_the_run_says_why_it_stopped(uninterrupted):
+    assert {(one.request_number, one.reason) for one in feedback(uninterrupted, "dropped")} == {
+        (20, "too_long"),
+        (30, "stale"),
+    }
+    everything = trained(uninterrupted)
+    assert len(everything) == len({(number, index) for _, number, index in everything}) == NUM_TRAINED
+    with open_run(uninterrupted) as log:
+        state = role_states(log)["learner-0"]
+    assert (state.health, state.message, state.numbers["step"]) == ("stopped", "max_steps", 12)
+
+
+def test_a_published_version_is_a_model_that_loads_and_has_the_probes_log_probs(uninterrupted):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from streaming.logprobs import sequence_logprobs
+
+    newest = newest_weights(uninterrupted)
+    assert verify(Path(newest.location), newest.manifest_sha256).version == newest.version == Version(1, 6)
+    loaded = AutoModelForCausalLM.from_pretrained(newest.location)
+    probe = newest.probe
+    [logprobs] = sequence_logprobs(loaded, [(probe.prompt_tokens, probe.response_tokens)])
+    assert logprobs == pytest.approx(probe.logprobs, abs=1e-5)
+    assert AutoTokenizer.from_pretrained(newest.location).chat_template
+
+
+def test_the_initial_weights_are_published_before_the_first_pair_comes(tmp_path, model):
+    record(tmp_path)
+    process = start(tmp_path, model, SETTINGS)
+    wait_for_version(tmp_path, process, lambda version: version == Version(1, 0))
+    process.terminate()
+    assert wait(process) == 0
+    first = newest_weights(tmp_path)
+    assert (first.version, first.step, first.lineage, first.probe) == (Version(1, 0), 0, [], None)
+    assert_same(parameters(tmp_path), load_file(model / "model.safetensors"))
+
+
+def test_only_the_newest_versions_stay_on_disk(uninterrupted):
+    kept = sorted(path.name for path in (uninterrupted / "weights" / "policy").iterdir())
+    assert kept == ["1.4", "1.5", "1.6"]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_learner_killed_anywhere_and_resumed_is_one_that_was_never_killed(run, model, uninterrupted, seed):
+    rng = random.Random(seed)
+    for epoch in (1, 2, 3):
+        process = start(run, model, SETTINGS)
+        wait_for_version(run, process, lambda version, epoch=epoch: version.epoch == epoch)
+        kill(process, after_s=rng.uniform(0, 0.6))
+    assert train(run, model) == [0], logs(run)
+    assert trained(run) == trained(uninterrupted)
+    assert_same(parameters(run), parameters(uninterrupted))
+
+
+def wait_for_version(run, process, is_awaited):
+    """Return once the newest published version is what is awaited."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_awaited(newest_version(run)):
+        assert process.is_alive() and time.monotonic() < deadline, logs(run)
+        process.join(0.005)
+
+
+def newest_version(run):
+    return newest_weights(run).version if read(run, topics.WEIGHTS.name, WeightVersion) else Version(0, 0)
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
+
+
+def test_a_stopped_learner_loses_no_step_and_goes_on_from_there(run, model, uninterrupted):
+    process = start(run, model, SETTINGS)
+    wait_for_version(run, process, lambda version: version >= Version(1, 2))
+    process.terminate()
+    assert wait(process) == 0
+    consumed = {(one.step, one.request_number, one.index) for one in feedback(run, "consumed") if not one.reason}
+    assert consumed == set(trained(run))
+    assert train(run, model) == [0]
+    assert_same(parameters(run), parameters(uninterrupted))
+
+
+def test_a_restart_takes_the_next_epoch_and_publishes_what_it_restored(run, model):
+    """What the second start published after the only checkpoint has no descendants."""
+    settings = {**SETTINGS, "max_steps": 4, "publish": {"sync_every": 1}}
+    assert train(run, model, settings) == [0]
+    assert newest_version(run) == Version(1, 4)
+    saved = parameters(run)
+    process = start(run, model, {**settings, "max_steps": 9, "checkpoint": {"every_steps": 100}})
+    wait_for_version(run, process, lambda version: version >= Version(2, 6))
+    kill(process)
+    assert train(run, model, settings) == [0]
+    restored = newest_weights(run)
+    assert (restored.version, restored.step) == (Version(3, 4), 4)
+    assert restored.lineage == [Version(1, 4), Version(2, 4)]
+    assert_same(parameters(run), saved)
+
+
+def test_pairs_written_again_and_groups_sampled_again_are_not_trained_twice(run, model):
+    settings = {**SETTINGS, "max_steps": 4}
+    assert train(run, model, settings) == [0]
+    before = trained(run)
+    pairs = {pair.request_number: pair for pair in recorded_pairs()}
+    done = [number for _, number, _ in before]
+    again = [pairs[number] for number in done]
+    sampled_again = [msgspec.structs.replace(pair, content_hash="sampled again") for pair in again]
+    record(run, *again, *sampled_again)
+    assert train(run, model, {**settings, "max_steps": 12}) == [0]
+    numbers = [(number, index) for _, number, index in trained(run)]
+    assert len(numbers) == len(set(numbers)) == NUM_TRAINED
+
+
+def test_the_end_of_the_data_trains_the_last_partial_batch(run, model):
+    settings = {**SETTINGS, "max_steps": 3, "batch": {"batch_size": 25}}
+    with open_run(run) as log:
+        numbers = {"exhausted": 1.0, "outstanding": 10.0, "issued": 61.0}
+        state = make_role("scheduler", numbers=numbers, time_s=time.time())
+        log.append([Output(topics.ROLES.name, state.role_id.encode(), encode(state))])
+    assert train(run, model, settings) == [0]
+    assert [step for step, _, _ in trained(run)].count(3) == 10
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_two_ranks_train_what_one_trains(run, model, uninterrupted, zero_stage):
+    assert train(run, model, {**SETTINGS, "zero_stage": zero_stage}, world_size=2) == [0, 0], logs(run)
+    assert trained(run) == trained(uninterrupted)
+    assert_close(parameters(run), parameters(uninterrupted))
+
+
+def assert_close(ours, theirs):
+    """Equal but for the order of floating-point sums, which AdamW's first steps amplify."""
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def logs(run):
+    return "\n".join(path.read_text() for path in run.glob("rank-*.log"))
+
+
+def test_two_ranks_killed_and_resumed_are_two_that_were_never_killed(run, model, tmp_path_factory):
+    settings = {**SETTINGS, "zero_stage": 2}
+    whole = tmp_path_factory.mktemp("whole")
+    record(whole, *recorded_pairs())
+    assert train(whole, model, settings, world_size=2) == [0, 0], logs(whole)
+    processes = start_ranks(run, model, settings, 2)
+    wait_for_version(run, processes[0], lambda version: version >= Version(1, 3))
+    kill(processes[1])
+    processes[0].join(PATIENCE_S)
+    assert processes[0].exitcode == 1  # it saw that its peer was gone, and did not wait for ever
+    assert train(run, model, settings, world_size=2) == [0, 0], logs(run)
+    assert trained(run) == trained(whole)
+    assert_same(parameters(run), parameters(whole))
+
+
+def poisoned(number):
+    """A pair whose loss is infinite in float32: on the one rank that gets it."""
+    pair = make_pair(number, chosen="1")
+    return msgspec.structs.replace(pair, weight=1e39)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(tmp_path, model, uninterrupted, zero_stage):
+    """The poisoned batch is settled as non_finite, and the parameters are those of a run that never saw it."""
+    bad = [poisoned(-1), *(make_pair(number) for number in range(-5, -1))]
+    record(tmp_path, *bad, *recorded_pairs())
+    assert train(tmp_path, model, {**SETTINGS, "zero_stage": zero_stage}, world_size=2) == [0, 0], logs(tmp_path)
+    dropped = {one.request_number for one in feedback(tmp_path, "dropped") if one.reason == "non_finite"}
+    assert dropped == {-1, -2, -3, -4, -5}
+    assert trained(tmp_path) == trained(uninterrupted)
+    assert_close(parameters(tmp_path), parameters(uninterrupted))
+
+
+def test_three_steps_in_a_row_that_are_not_finite_stop_the_run_with_the_checkpoint_intact(tmp_path, model):
+    settings = {**SETTINGS, "batch": {"batch_size": 2}, "checkpoint": {"every_steps": 1}}
+    record(tmp_path, *(make_pair(number) for number in range(4)), *(poisoned(number) for number in range(4, 12)))
+    assert train(tmp_path, model, settings) == [1]
+    assert "not finite" in (tmp_path / "rank-0.log").read_text()
+    assert len([one for one in feedback(tmp_path, "consumed") if one.reason == "non_finite"]) == 6
+    found = checkpoint.newest(tmp_path / "checkpoints" / "policy")
+    assert (found.state.step, found.state.reader.settled.intervals) == (2, [(0, 4)])
+
+
+def test_bfloat16_trains_with_float32_masters_and_publishes_bfloat16(run, model):
+    assert train(run, model, {**SETTINGS, "dtype": "bfloat16", "max_steps": 3}) == [0], logs(run)
+    newest = newest_weights(run)
+    tensors = verify(Path(newest.location), newest.manifest_sha256).tensors
+    assert {tensor.dtype for tensor in tensors.values()} == {"BF16"}
+    assert json.loads((Path(newest.location) / "config.json").read_text())["dtype"] == "bfloat16"
