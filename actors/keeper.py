@@ -13,7 +13,7 @@ from typing import Literal
 from actors.engine import Engine
 from actors.parity import check
 from actors.update import Weights, apply_weights, verify_weights
-from streaming.errors import EngineError, WeightsError
+from streaming.errors import EngineError, NotReadyError, WeightsError
 from streaming.heartbeat import Heartbeat
 from streaming.metrics import Metrics
 from streaming.records import Version
@@ -136,17 +136,11 @@ class EngineKeeper:
             )
         for weights in candidates:
             try:
-                await self._lease(weights)
-                await verify_weights(weights)
-            except WeightsError as error:
+                return await self._start_from(weights)
+            except (WeightsError, NotReadyError) as error:  # the version before is as good a place to go on from
                 self._heartbeat.tell(health="degraded", message=str(error))
-                continue
-            return await self._start_from(weights)
-        raise WeightsError(
-            "neither the newest version nor the one before is whole any more",
-            where=str(candidates[0].directory),
-            do="Start the generator again: it waits for the learner's next version.",
-        )
+                failure = error
+        raise failure
 
     async def _start_from(self, weights: Weights) -> None:
         await self._lease(weights)

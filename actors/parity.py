@@ -3,6 +3,8 @@
 It catches what a checksum cannot: right bytes that were put into the wrong place, or into half of the places.
 """
 
+import math
+
 from actors.engine import Engine
 from streaming.errors import WeightsError
 from streaming.metrics import Metrics
@@ -19,7 +21,8 @@ async def max_difference(engine: Engine, probe: Probe) -> float:
     if not response:
         return 0.0
     found = await engine.logprobs(probe.prompt_tokens, response)
-    return max(abs(ours - theirs) for ours, theirs in zip(found, probe.logprobs[: len(found)], strict=True))
+    differences = [abs(ours - theirs) for ours, theirs in zip(found, probe.logprobs[: len(found)], strict=True)]
+    return math.nan if any(map(math.isnan, differences)) else max(differences)  # max() may pass over a NaN
 
 
 async def check(engine: Engine, probe: Probe, metrics: Metrics, *, tolerance: float) -> None:

@@ -13,7 +13,7 @@ from actors.generator import Generator
 from actors.tokens import tokenize
 from deploy.tiny_model import build_tokenizer
 from streaming import topics
-from streaming.errors import EngineError, WeightsError
+from streaming.errors import EngineError, NotReadyError, WeightsError
 from streaming.heartbeat import Heartbeat
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
@@ -33,7 +33,7 @@ from streaming.weights import write_manifest
 from tests.builders import make_candidate, make_weights
 
 PATIENCE_S = 20.0
-"""A test that waits longer than this for anything has failed."""
+"""A test that waits longer than this for a scripted engine has failed."""
 
 WRONG_LOGPROB = -9.0
 """What misplaced weights give to every token."""
@@ -46,6 +46,7 @@ class Script:
         self.held: set[str] = set()  # prompts that are not answered yet
         self.torn: set[Version] = set()  # versions whose load fails in a running engine
         self.misplaced: set[Version] = set()  # versions that load into the wrong places in a running engine
+        self.unusable: set[Version] = set()  # versions that no engine starts from
         self.deadly: list[str] = []  # prompts that kill the engine, once per mention
         self.started: list[Version] = []
         self.closed = 0
@@ -53,6 +54,8 @@ class Script:
         self.most_in_flight = 0
 
     async def make_engine(self, directory: Path, version: Version) -> "ScriptedEngine":
+        if version in self.unusable:
+            raise NotReadyError("unusable", where=str(directory), do="Use another version.")
         self.started.append(version)
         return ScriptedEngine(self, version)
 
@@ -125,7 +128,10 @@ PROBE = Probe(prompt_tokens=[3], response_tokens=[4, 5], logprobs=[-1.0, -1.0])
 class Run:
     """A generator in a thread of its own, and the log as the other roles see it."""
 
-    def __init__(self, log: Log, heartbeat: Heartbeat, metrics: Metrics, folder: Path) -> None:
+    def __init__(
+        self, log: Log, heartbeat: Heartbeat, metrics: Metrics, folder: Path, patience_s: float = PATIENCE_S
+    ) -> None:
+        self._patience_s = patience_s
         self.finished = threading.Event()
         self.log = log
         self.heartbeat = heartbeat
@@ -141,7 +147,7 @@ class Run:
         sha256 = write_manifest(directory, version)
         defaults = {"location": str(directory), "manifest_sha256": sha256, "probe": PROBE}
         weights = make_weights(version, **{**defaults, **changes})
-        append(self.log, topics.WEIGHTS, f"{weights.policy}/full", weights)
+        announce(self.log, weights)
         return weights
 
     def ask(self, *requests: PromptRequest) -> None:
@@ -158,10 +164,14 @@ class Run:
 
     def until(self, holds: Callable[[], object]) -> None:
         """Wait until it holds."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self._patience_s
         while not holds():
             assert time.monotonic() < deadline, "waited in vain"
             self.stop.wait(0.002)
+
+
+def announce(log: Log, weights: WeightVersion) -> None:
+    append(log, topics.WEIGHTS, f"{weights.policy}/{weights.kind}", weights)
 
 
 def append(log: Log, topic: topics.Topic, key: str, record: Record) -> None:
@@ -179,7 +189,13 @@ def records(log: Log, topic: topics.Topic) -> list[Any]:
 
 @contextmanager
 def running(
-    log: Log, folder: Path, make_engine: Any, *, generator_log: Log | None = None, **settings: Any
+    log: Log,
+    folder: Path,
+    make_engine: Any,
+    *,
+    generator_log: Log | None = None,
+    patience_s: float = PATIENCE_S,
+    **settings: Any,
 ) -> Iterator[Run]:
     """A generator beside the block, stopped at its end. Whatever it raised is raised there."""
     metrics = Metrics("generator")
@@ -188,7 +204,7 @@ def running(
     generator = Generator(
         generator_log or log, metrics, heartbeat, make_engine=make_engine, config=config, policy="policy", model=folder
     )
-    run = Run(log, heartbeat, metrics, folder)
+    run = Run(log, heartbeat, metrics, folder, patience_s)
     raised: list[BaseException] = []
 
     def work() -> None:

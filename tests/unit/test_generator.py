@@ -204,6 +204,23 @@ def test_after_a_failed_load_a_new_engine_samples_what_was_in_flight(log: Log, t
     assert (script.started, script.closed) == ([Version(1, 0), Version(1, 1)], 2)
 
 
+def test_a_version_that_no_engine_loads_leaves_the_generator_on_the_one_before(
+    log: Log, tmp_path: Path, script: Script
+) -> None:
+    script.torn = script.unusable = {Version(1, 1)}
+    with running(log, tmp_path, script.make_engine) as run:
+        run.publish(Version(1, 0))
+        run.until(lambda: run.heartbeat.state.health == "ready")
+        run.publish(Version(1, 1))
+        run.until(lambda: run.metrics.value("weight_updates_total", outcome="failed") == 1)
+        run.ask(make_prompt(0))
+        (group,) = run.groups(1)
+        assert group.candidates[0].version == Version(1, 0)
+        run.publish(Version(1, 2))
+        run.until(lambda: run.heartbeat.state.version == Version(1, 2))
+    assert script.started == [Version(1, 0)] * 2
+
+
 def test_what_was_sampled_before_the_parity_probe_failed_is_not_written(
     log: Log, tmp_path: Path, script: Script
 ) -> None:
