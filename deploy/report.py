@@ -27,9 +27,9 @@ from deploy.summary import (
     routed,
 )
 from streaming import topics
-from streaming.audit import entries
 from streaming.errors import RecordError, TrimmedError
 from streaming.heartbeat import role_states
+from streaming.history import entries
 from streaming.log.protocol import Log
 from streaming.records import Feedback, Pair, Record, Response, RoleState, ScoredGroup, WeightVersion, decode
 from streaming.weights import write_durably
@@ -94,10 +94,10 @@ def _read(log: Log, topic: str, kind: type[R], add: Callable[[RunSummary, R], No
         gathered.notes.append(f"Topic {topic} was trimmed while this page was made: it was read in part only.")
     if num_trimmed and topic != topics.WEIGHTS.name:  # compacted: older versions are meant to go
         gathered.notes.append(
-            f"The first {num_trimmed:,} records of topic {topic} have passed retention and are not on this page."
+            f"Retention has taken {counted(num_trimmed, 'record')} from the start of topic {topic}: not on this page."
         )
     if num_unreadable:
-        gathered.notes.append(f"{num_unreadable:,} records of topic {topic} could not be read and are left out.")
+        gathered.notes.append(f"Left out of topic {topic}: {counted(num_unreadable, 'unreadable record')}.")
 
 
 def render(config: RunConfig, gathered: Gathered, *, now: float) -> str:
@@ -106,7 +106,9 @@ def render(config: RunConfig, gathered: Gathered, *, now: float) -> str:
         loader=PackageLoader("deploy", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(figure=figure, moment=moment, duration=duration, share=share, clipped=clipped)
+    environment.filters.update(
+        figure=figure, moment=moment, duration=duration, share=share, clipped=clipped, counted=counted
+    )
     summary = gathered.summary
     rounds = summary.held_out.complete()
     return environment.get_template("report.html.jinja").render(
@@ -116,6 +118,7 @@ def render(config: RunConfig, gathered: Gathered, *, now: float) -> str:
         notes=gathered.notes,
         summary=summary,
         states=gathered.states,
+        versions=summary.versions.first + summary.versions.last,
         routes=(routes := routed(summary)),
         num_routed=sum(row.num_groups for row in routes),
         rounds=rounds,
@@ -177,8 +180,13 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
-    parts = [f"{days} d" if days else "", f"{hours} h" if hours else "", f"{minutes} min" if minutes else ""]
-    return " ".join([part for part in (*parts, f"{rest} s") if part][:2])
+    parts = [f"{value} {unit}" for value, unit in ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")) if value]
+    return " ".join(parts[:2]) or "0 s"
+
+
+def counted(number: int, word: str) -> str:
+    """A number of things."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
 def clipped(text: str) -> str:

@@ -7,7 +7,6 @@ Memory is bounded whatever the length of the run: a line keeps at most `MAX_POIN
 and the last few stay.
 """
 
-import bisect
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -144,35 +143,36 @@ T = TypeVar("T")
 
 
 class Ends(Generic[T]):
-    """The few least and the few greatest of all items, by a key; an item seen twice stays once."""
+    """What belongs to the few least and the few greatest of all keys. What lies between is forgotten for good."""
 
-    def __init__(self, key: Callable[[T], tuple[int, ...]], *, num_first: int, num_last: int) -> None:
-        self.count = 0
-        self._key = key
+    def __init__(self, *, num_first: int, num_last: int) -> None:
         self._num_first = num_first
         self._num_last = num_last
-        self._first: list[T] = []
-        self._last: list[T] = []
+        self._kept: dict[tuple[int, ...], T] = {}
 
-    def add(self, item: T) -> None:
-        self.count += 1
-        key = self._key(item)
-        if any(self._key(kept) == key for kept in (*self._first, *self._last)):
-            return
-        bisect.insort(self._first, item, key=self._key)
-        if len(self._first) > self._num_first:
-            bisect.insort(self._last, self._first.pop(), key=self._key)
-        if len(self._last) > self._num_last:
-            self._last.pop(0)
+    def keep(self, key: tuple[int, ...], make: Callable[[], T]) -> T | None:
+        """What is kept under this key, made now where the key is new; None where it lies between the ends."""
+        if key not in self._kept:
+            self._kept[key] = make()
+            if len(self._kept) > self._num_first + self._num_last:
+                del self._kept[sorted(self._kept)[self._num_first]]
+        return self._kept.get(key)
 
     @property
     def first(self) -> list[T]:
-        return list(self._first)
+        return [self._kept[key] for key in sorted(self._kept)[: self._num_first]]
 
     @property
     def last(self) -> list[T]:
         """The greatest ones that are not among the first."""
-        return list(self._last)
+        return [self._kept[key] for key in sorted(self._kept)[self._num_first :]]
+
+
+class Sampled(NamedTuple):
+    """A weight version and the rewards of the candidates that it sampled alone."""
+
+    version: Version
+    rewards: Mean
 
 
 class HeldOut(NamedTuple):
@@ -256,25 +256,17 @@ class RunSummary:
     rejected: Lines = field(default_factory=dict)
     dpo_loss: Lines = field(default_factory=dict)
     sft_loss: Lines = field(default_factory=dict)
-    examples: Ends[Pair] = field(
-        default_factory=lambda: Ends(_pair_order, num_first=NUM_EXAMPLES, num_last=NUM_EXAMPLES)
+    num_examples: int = 0
+    examples: Ends[Pair] = field(default_factory=lambda: Ends(num_first=NUM_EXAMPLES, num_last=NUM_EXAMPLES))
+    versions: Ends[Sampled] = field(
+        default_factory=lambda: Ends(num_first=NUM_FIRST_VERSIONS, num_last=NUM_LAST_VERSIONS)
     )
-    versions: Ends[WeightVersion] = field(
-        default_factory=lambda: Ends(_version_order, num_first=NUM_FIRST_VERSIONS, num_last=NUM_LAST_VERSIONS)
-    )
+    newest: WeightVersion | None = None  # of those published
 
     @property
     def seconds(self) -> float | None:
         """From the oldest record to the newest."""
         return self.last_s - self.first_s if self.last_s >= self.first_s else None
-
-
-def _pair_order(pair: Pair) -> tuple[int, ...]:
-    return (pair.request_number, pair.index)
-
-
-def _version_order(version: WeightVersion) -> tuple[int, ...]:
-    return (version.version.epoch, version.version.number)
 
 
 def add_time(summary: RunSummary, time_s: float) -> None:
@@ -293,16 +285,24 @@ def add_scored(summary: RunSummary, scored: ScoredGroup) -> None:
         if reward is None:
             summary.num_unrewarded += 1
         if candidate.version is not None:
-            _add(summary.training, candidate.version, reward)
+            _add_version(summary, candidate.version, reward)
         elif candidate.spans:
             summary.num_mixed += 1
             _add(summary.mixed, candidate.spans[0].version, reward)
 
 
+def _add_version(summary: RunSummary, version: Version, reward: float | None) -> None:
+    _add(summary.training, version, reward)
+    sampled = summary.versions.keep((version.epoch, version.number), lambda: Sampled(version, Mean()))
+    if sampled is not None and reward is not None:
+        sampled.rewards.add(reward)
+
+
 def add_pair(summary: RunSummary, pair: Pair) -> None:
     """Margins and routes of the examples, and a few to read."""
     summary.routes[pair.route] += 1
-    summary.examples.add(pair)
+    summary.num_examples += 1
+    summary.examples.keep((pair.request_number, pair.index), lambda: pair)
     if pair.margins.external is not None:
         summary.external.add(pair.margins.external)
     if pair.margins.implicit is not None:
@@ -337,8 +337,9 @@ def _add_step(summary: RunSummary, feedback: Feedback, step: Version) -> None:
 
 def add_weights(summary: RunSummary, version: WeightVersion) -> None:
     """A version was published."""
-    if version.policy == summary.policy:
-        summary.versions.add(version)
+    is_newer = summary.newest is None or version.version > summary.newest.version
+    if version.policy == summary.policy and is_newer:
+        summary.newest = version
 
 
 class Routed(NamedTuple):

@@ -109,17 +109,27 @@ def test_a_histogram_of_many_different_values_stays_small_and_loses_none() -> No
 def test_the_ends_are_the_least_and_the_greatest_in_any_order_and_once() -> None:
     numbers = list(range(20)) * 2
     random.Random(1).shuffle(numbers)
-    ends = Ends[int](lambda number: (number,), num_first=2, num_last=3)
+    ends = Ends[int](num_first=2, num_last=3)
     for number in numbers:
-        ends.add(number)
+        ends.keep((number,), lambda number=number: number)  # type: ignore[misc]
     assert (ends.first, ends.last) == ([0, 1], [17, 18, 19])
 
 
 def test_what_fits_among_the_first_is_not_among_the_last() -> None:
-    ends = Ends[int](lambda number: (number,), num_first=2, num_last=3)
-    for number in (5, 4, 6):
-        ends.add(number)
-    assert (ends.first, ends.last) == ([4, 5], [6])
+    ends = Ends[str](num_first=2, num_last=3)
+    for name in "ecd":
+        ends.keep((ord(name),), name.upper)
+    assert (ends.first, ends.last) == (["C", "D"], ["E"])
+
+
+def test_what_is_kept_at_an_end_was_kept_from_its_first_record_on() -> None:
+    numbers = [number for number in range(30) for _ in range(7)]
+    random.Random(2).shuffle(numbers)
+    ends = Ends[Mean](num_first=2, num_last=3)
+    for number in numbers:
+        if (mean := ends.keep((number,), Mean)) is not None:
+            mean.add(number)
+    assert [(mean.value, mean.count) for mean in ends.first + ends.last] == [(n, 7) for n in (0, 1, 27, 28, 29)]
 
 
 def evaluated(number: int, *, round: int = 0, size: int = 3, reward: float = 1.0, version: int = 0) -> Feedback:
@@ -172,6 +182,7 @@ def test_training_reward_belongs_to_the_version_that_sampled_it() -> None:
     assert [(point.x, point.mean) for point in summary.training[1].points()] == [(3, 0.25)]
     assert [(point.x, point.mean) for point in summary.mixed[1].points()] == [(3, 0.75)]
     assert (summary.num_candidates, summary.num_mixed) == (2, 1)
+    assert [(one.version, one.rewards.value) for one in summary.versions.first] == [(Version(1, 3), 0.25)]
 
 
 def test_a_missing_reward_is_counted_and_is_no_zero() -> None:
@@ -191,6 +202,13 @@ def test_a_restarted_learner_begins_a_new_line() -> None:
 def consumed(number: int = 0, **fields: object) -> Feedback:
     defaults = {"epoch": 1, "step": 1, "route": "dpo", "staleness": 0, "stage": "learner"}
     return make_feedback(number, ending="consumed", **{**defaults, **fields})
+
+
+def test_the_newest_version_is_that_of_the_newest_epoch() -> None:
+    summary = RunSummary("policy")
+    for version in (Version(2, 3), Version(1, 9)):
+        add_weights(summary, make_weights(version))
+    assert summary.newest is not None and summary.newest.version == Version(2, 3)
 
 
 def test_losses_of_the_two_routes_are_kept_apart() -> None:
@@ -242,4 +260,4 @@ def test_another_policys_records_are_left_out() -> None:
     add_feedback(summary, make_feedback(policy="other"))
     add_weights(summary, make_weights(policy="other"))
     add_scored(summary, make_scored(group=make_group(policy="other")))
-    assert (len(summary.endings), summary.versions.count, summary.num_candidates) == (0, 0, 0)
+    assert (len(summary.endings), summary.newest, summary.num_candidates) == (0, None, 0)
