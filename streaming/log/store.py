@@ -208,6 +208,11 @@ class Writer:
         """Transactions so far: what a reader of this process compares before it waits."""
         return self._num_commits
 
+    @property
+    def num_waiting(self) -> int:
+        """Writes that share the next transaction."""
+        return len(self._queue)
+
     def wait(self, num_commits: int, timeout_s: float) -> None:
         """Until there are more transactions than `num_commits`, or time is up."""
         with self._news:

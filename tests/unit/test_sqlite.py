@@ -1,0 +1,29 @@
+"""The embedded log's own doors: its URL. Its promises are in contract/test_log.py."""
+
+from pathlib import Path
+
+import pytest
+
+from streaming.errors import ConfigError
+from streaming.log import open_log
+from streaming.log.protocol import Output
+
+
+def test_a_url_names_a_file(tmp_path: Path) -> None:
+    for _ in range(2):
+        with open_log(f"sqlite:///{tmp_path}/a.db", run="r", max_record_bytes=2**16, max_bytes=2**30) as log:
+            log.append([Output("in", b"k", b"v")])
+    assert (tmp_path / "a.db").exists()
+    with open_log(f"sqlite:///{tmp_path}/a.db", run="r", max_record_bytes=2**16, max_bytes=2**30) as log:
+        assert log.end_offsets("in") == {("in", 0): 2}
+
+
+@pytest.mark.parametrize("url", ["sqlite:///", "sqlite://log.db", "log.db", "", "redis://host/1", "kafka"])
+def test_a_url_that_names_no_log_is_refused_with_its_form(url: str) -> None:
+    with pytest.raises(ConfigError, match="sqlite:///FILE"):
+        open_log(url, run="r", max_record_bytes=2**16, max_bytes=2**30)
+
+
+def test_kafka_is_refused_because_this_release_has_none() -> None:
+    with pytest.raises(ConfigError, match="not available in this release"):
+        open_log("kafka://host:9092", run="r", max_record_bytes=2**16, max_bytes=2**30)
