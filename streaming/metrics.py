@@ -60,6 +60,7 @@ SPECS: dict[str, Spec] = {
     # selector
     "routed_total": Spec(Counter, "Groups by route and reason.", ("route", "reason")),
     "margin": Spec(Histogram, "Margins of the pairs made.", ("kind",), _MARGIN),
+    "margin_correlation": Spec(Gauge, "Correlation of external and implicit margin over the newest groups."),
     "rejected_not_worst_total": Spec(Counter, "DPO pairs whose rejected response is not the worst of its group."),
     # learner
     "steps_total": Spec(Counter, "Optimizer steps."),

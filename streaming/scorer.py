@@ -9,7 +9,7 @@ generator crashed between writing and committing) the first in the log wins here
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from streaming.metrics import Metrics
 from streaming.records import Feedback, Group, PromptRequest, Record, Source, SourceRewards, decode, encode
 from streaming.rewards import WeightedSource
 from streaming.scoring import MISSING_EOS, STAGE, evaluated, penalty, scored
-from streaming.selection.margins import mean
+from streaming.selection.margins import mean, measured
 from streaming.stage import MAX_SEEN, RESTORED_PER_PARTITION, Reason, dead_letter
 
 GROUP = "scorer"
@@ -39,6 +39,9 @@ _IDLE_S = 0.2
 
 _TELL_S = 1.0
 """Between two looks at the lag, which cost a few seeks; a heartbeat goes out no more often."""
+
+_NEWEST = 64
+"""Training groups whose mean reward `status` shows: a step or two of the learner."""
 
 
 class Finished(NamedTuple):
@@ -118,6 +121,7 @@ class Scorer:
         self._reference = reference
         self._config = config
         self._num_groups = 0
+        self._newest: deque[float] = deque(maxlen=_NEWEST)
         self._told_s = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -186,6 +190,8 @@ class Scorer:
         if group.request.purpose == "eval":
             feedback = evaluated(group, rewards, time_s=time.time())
             return Finished(entry, [_output(topics.FEEDBACK, entry, feedback)], feedback)
+        if (reward := measured(rewards, len(group.candidates))) is not None:
+            self._newest.append(reward)
         source = Source(topic=entry.topic, partition=entry.partition, offset=entry.offset)
         record = scored(
             group, answers._replace(rewards=rewards), reference_version=self._reference.version, source=source
@@ -247,7 +253,10 @@ class Scorer:
         ends = self._log.end_offsets(topics.CANDIDATES.name)
         lag = sum(ends[place] - offset for place, offset in shift.offsets().items())
         self._metrics.set("lag_records", lag, topic=topics.CANDIDATES.name)
-        self._heartbeat.tell(numbers={"groups": self._num_groups, "in_flight": len(shift.open), "lag": lag})
+        numbers: dict[str, float] = {"groups": self._num_groups, "in_flight": len(shift.open), "lag": lag}
+        if self._newest:
+            numbers["reward"] = mean(self._newest)
+        self._heartbeat.tell(numbers=numbers)
 
 
 def _place(entry: Entry) -> tuple[int, int]:

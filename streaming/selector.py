@@ -29,6 +29,7 @@ from streaming.records import (
     encode,
 )
 from streaming.selection import margins, roles, routes
+from streaming.selection.window import Outcome, Window
 from streaming.stage import Reason, Stage
 
 STAGE = "selector"
@@ -170,7 +171,7 @@ class Selector:
         self._config = config
         self._policy = policy
         self._config_version = config_version
-        self._num_routed = dict.fromkeys(("dpo", "sft", "drop"), 0)
+        self._window = Window(config.window)
         self._told_s = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -223,16 +224,24 @@ class Selector:
     def _count(self, selection: Selection) -> None:
         route, reason = selection.decision
         self._metrics.count("routed_total", route=route, reason=reason)
-        if selection.pair is not None:
-            for kind, margin in (("external", selection.margins.external), ("implicit", selection.margins.implicit)):
-                if margin is not None and route == "dpo":
-                    self._metrics.observe("margin", margin, kind=kind)
         if selection.is_worst_rejected is False:
             self._metrics.count("rejected_not_worst_total")
-        self._num_routed[route] += 1
-        if time.monotonic() > self._told_s + _TELL_S:
-            self._told_s = time.monotonic()
-            self._heartbeat.tell(numbers={name: float(count) for name, count in self._num_routed.items()})
+        pair_margins = selection.margins if route == "dpo" else Margins()
+        self._window.add(Outcome(route, pair_margins.external, pair_margins.implicit))
+        for kind, margin in (("external", pair_margins.external), ("implicit", pair_margins.implicit)):
+            if margin is not None:
+                self._metrics.observe("margin", margin, kind=kind)
+        self._tell()
+
+    def _tell(self) -> None:
+        if time.monotonic() < self._told_s + _TELL_S:
+            return
+        self._told_s = time.monotonic()
+        figures = {"margin": self._window.mean_margin(), "margin_correlation": self._window.correlation()}
+        known = {name: value for name, value in figures.items() if value is not None}
+        if "margin_correlation" in known:
+            self._metrics.set("margin_correlation", known["margin_correlation"])
+        self._heartbeat.tell(numbers={**self._window.shares(), **known})
 
     def _explain(self, entry: Entry, reason: Reason) -> Feedback | None:
         try:

@@ -37,7 +37,8 @@ def load_function(spec: str) -> LoadedFunction:
     if not callable(found) or isinstance(found, type):
         kind = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
         raise _wrong(spec, f"{attribute} is {kind}, not a function", "Name a function, or an instance with __call__.")
-    return LoadedFunction(found, f"{attribute}@{_source_hash(module)}")
+    home = sys.modules.get(getattr(found, "__module__", None) or "", module)  # it may only be named here
+    return LoadedFunction(found, f"{attribute}@{_source_hash(home)}")
 
 
 def _load_file(spec: str, path: Path) -> ModuleType:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from streaming.errors import DataError
 from streaming.records import Group, Message
 from streaming.rewards.function import FunctionSource, is_async, keywords_of
+from streaming.rewards.loading import load_function
 from streaming.rewards.protocol import Reward
 from tests.builders import make_candidate, make_group, make_prompt
 
@@ -51,6 +53,15 @@ def test_a_function_for_trl_is_called_as_trl_calls_it() -> None:
     assert "prompt" not in seen
     seen["log_extra"]("column", [1, 2])
     seen["log_metric"]("name", 1.0)
+
+
+def test_the_reward_functions_that_come_with_trl_work_as_they_are() -> None:
+    request = make_prompt(text=None, messages=[Message(role="user", content="Hi")])
+    thinking = msgspec.structs.replace(make_candidate("a"), text="<think>well</think>a")
+    group = make_group(candidates=[thinking, make_candidate("a")], request=request)
+    assert score(load_function("trl.rewards:think_format_reward").function, group) == [Reward(1.0), Reward(0.0)]
+    overlong = load_function("trl.rewards:get_soft_overlong_punishment").function
+    assert score(overlong(max_completion_len=2, soft_punish_cache=1), group) == [Reward(-1.0), Reward(-1.0)]
 
 
 def test_a_conversation_comes_as_messages() -> None:

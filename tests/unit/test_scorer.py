@@ -2,11 +2,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from deploy.tiny_model import save_tiny_model
+from streaming.asking import Reference
 from streaming.config import ScoringConfig
 from streaming.heartbeat import Heartbeat
 from streaming.history import entries
@@ -14,6 +17,7 @@ from streaming.log import open_log
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
 from streaming.records import DeadLetter, Feedback, Group, R, ScoredGroup, Version, decode, encode
+from streaming.reference import ReferenceModel
 from streaming.rewards import WeightedSource
 from streaming.rewards.function import FunctionSource
 from streaming.scorer import Scorer
@@ -49,7 +53,7 @@ class Rig:
         function: Callable[..., Any] = lengths,
         *,
         timeout_s: float = WAIT_S,
-        reference: CountingReference | None = None,
+        reference: Reference | None = None,
         max_groups: int = 64,
     ) -> None:
         self.log = log
@@ -137,6 +141,21 @@ def test_a_group_comes_out_scored_and_priced_under_its_key(log: Log) -> None:
     assert scored.source is not None and scored.source.topic == "candidates"
     assert rig.metrics.value("records_written_total", topic="scored") == 1
     assert rig.metrics.value("reference_tokens_total") == 5
+
+
+def test_what_the_reference_itself_would_sample_has_an_implicit_reward_of_zero(log: Log, tmp_path: Path) -> None:
+    reference = ReferenceModel(save_tiny_model(tmp_path / "model"), batch_tokens=64)
+    group = make_group(["12", "a longer answer"])
+    logprobs = [reference.logprobs([(group.prompt_tokens, one.tokens)])[0] for one in group.candidates]
+    candidates = [
+        msgspec.structs.replace(one, logprobs=[total / len(one.tokens)] * len(one.tokens))
+        for one, total in zip(group.candidates, logprobs, strict=True)
+    ]
+    send(log, msgspec.structs.replace(group, candidates=candidates))
+    run_until_settled(log, reference=reference)
+    [scored] = records(log, ScoredGroup, "scored")
+    assert scored.implicit[0].h == pytest.approx([0.0, 0.0], abs=1e-4)
+    assert scored.reference_version == reference.version
 
 
 def test_an_evaluation_ends_here_and_is_not_passed_on(log: Log) -> None:
