@@ -64,6 +64,8 @@ class Engine:
         )
         self.model.checkpoint_engine = _SafetensorsStorage(getattr(self.model.optimizer, "loss_scaler", None))
         self._is_plain = not self.model.zero_optimization()
+        # One rank has nothing to reduce, and DeepSpeed would copy every gradient to find that out.
+        self.model.enable_backward_allreduce = not self._is_plain or ranks.world_size > 1
 
     def accumulate(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradients of one micro-batch; the last one of a step also reduces them over the ranks.

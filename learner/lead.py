@@ -89,6 +89,7 @@ class Lead:
             self._publish_next()
         if self._ended or self._saved_step != self._step:
             self._checkpoint()
+        self._publisher.wait()
         self._reader.close()
         self._tell(health="stopped", message="max_steps" if self._is_done else "stopped")
 
@@ -187,13 +188,7 @@ class Lead:
             self._trainer.publish(
                 self._publisher, self._version, step=self._step, lineage=self._lineage, tokens=self._probe
             )
-            self._publisher.prune(now_s=time.time())
         self._published_step = self._step
-        self._metrics.count("records_written_total", topic=topics.WEIGHTS.name)
-        self._metrics.set("published_timestamp_seconds", time.time())
-        self._metrics.set("weights_epoch", self._version.epoch)
-        self._metrics.set("weights_number", self._version.number)
-        self._tell(version=self._version)
 
     def _checkpoint(self) -> None:
         with self._metrics.time.spend("updating"):

@@ -1,15 +1,17 @@
 """Weight versions for the generators: written, made durable, announced, and removed when nobody needs them.
 
-    gathered (all ranks) -> written (a complete Hugging Face directory) -> manifest (durable) -> announced -> pruned
+    gathered (all ranks) -> copied -> written (a complete Hugging Face directory) -> manifest -> announced -> pruned
 
-A version is announced only when every byte of it is durable, and a directory is removed only when it is none of the
-newest and no live role leases it.
+Training goes on while a version is written: from the copy on, a thread does the rest, one version at a time. A version
+is announced only when every byte of it is durable, and a directory is removed only when it is none of the newest and
+no live role leases it.
 """
 
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +43,27 @@ _VERSION = re.compile(r"(\d+)\.(\d+)")
 class Publisher:
     """Publishes the versions of one policy into ROOT/EPOCH.NUMBER/. Lives on rank 0."""
 
-    def __init__(self, root: Path, log: Log, *, policy: str, source: Path, keep: int, dtype: str | None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        log: Log,
+        *,
+        policy: str,
+        source: Path,
+        keep: int,
+        dtype: str | None,
+        announced: Callable[[WeightVersion], None],
+    ) -> None:
+        """`source` is the initial model's directory; `announced` hears of every version, in the writing thread."""
         self._root = root
         self._log = log
         self._policy = policy
         self._source = source
         self._keep = keep
         self._dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+        self._announced = announced
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="publisher")
+        self._under_way: Future[None] | None = None
 
     def publish(
         self,
@@ -58,24 +74,31 @@ class Publisher:
         step: int,
         lineage: list[Version],
         probe: Probe | None,
-    ) -> WeightVersion:
-        """Write and announce a version; returns when a generator may use it."""
-        directory = self._root / str(version)
-        shutil.rmtree(directory, ignore_errors=True)  # what a start that failed may have left
-        directory.mkdir(parents=True)
-        self._write(model, weights, directory)
+    ) -> None:
+        """Copy the weights and have them published; waits for the version before. Raises what failed of that one."""
+        self.wait()
+        copies = snapshot(weights, self._dtype)
         record = WeightVersion(
             policy=self._policy,
             version=version,
-            location=str(directory.resolve()),
-            manifest_sha256=write_manifest(directory, version),
+            location=str((self._root / str(version)).resolve()),
+            manifest_sha256="",
             step=step,
             lineage=lineage,
             probe=probe,
-            time_s=time.time(),
         )
-        self._log.append([Output(topics.WEIGHTS.name, f"{self._policy}/{record.kind}".encode(), encode(record))])
-        return record
+        self._under_way = self._worker.submit(self._publish, model, copies, record)
+
+    def wait(self) -> None:
+        """Return when nothing is under way. Raises NotReadyError where the newest version could not be written."""
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+
+    def close(self) -> None:
+        """Finish what is under way."""
+        self._worker.shutdown()
+        self.wait()
 
     def prune(self, *, now_s: float) -> list[Version]:
         """Remove what is neither among the newest nor leased by a live role; returns what went."""
@@ -86,11 +109,29 @@ class Publisher:
             shutil.rmtree(there[version])
         return gone
 
+    def _publish(self, model: Any, weights: dict[str, Tensor], record: WeightVersion) -> None:
+        directory = Path(record.location)
+        try:
+            shutil.rmtree(directory, ignore_errors=True)  # what a start that failed may have left
+            directory.mkdir(parents=True)
+            self._write(model, weights, directory)
+            manifest_sha256 = write_manifest(directory, record.version)
+        except OSError as cause:
+            raise NotReadyError(
+                f"version {record.version} could not be written: {cause}",
+                where=str(directory),
+                do="Free space or mend the disk, and run again: training goes on from the newest checkpoint.",
+            ) from cause
+        record = msgspec.structs.replace(record, manifest_sha256=manifest_sha256, time_s=time.time())
+        self._log.append([Output(topics.WEIGHTS.name, f"{self._policy}/{record.kind}".encode(), encode(record))])
+        self._announced(record)
+        self.prune(now_s=record.time_s)
+
     def _write(self, model: Any, weights: dict[str, Tensor], directory: Path) -> None:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        model.save_pretrained(directory, state_dict=snapshot(weights, self._dtype), max_shard_size=_MAX_SHARD)
+        model.save_pretrained(directory, state_dict=weights, max_shard_size=_MAX_SHARD)
         for path in self._source.iterdir():
             if path.is_file() and not _NOT_COPIED.fullmatch(path.name):
                 shutil.copyfile(path, directory / path.name)
@@ -121,23 +162,6 @@ def prunable(versions: Iterable[Version], leases: set[Version], *, keep: int) ->
     """Versions that may go: older than the newest `keep`, and leased by nobody."""
     oldest_first = sorted(versions)
     return [version for version in oldest_first[: max(0, len(oldest_first) - keep)] if version not in leases]
-
-
-def model_directory(model: str) -> Path:
-    """Where the initial model's files lie; a hub name's small files are fetched (or found in the cache).
-
-    Raises NotReadyError where there is no such model.
-    """
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, ignore_patterns=["*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf"]))
-    except (OSError, ValueError) as cause:
-        raise NotReadyError(
-            f"its files could not be fetched: {cause}", where=model, do="Give a directory in Hugging Face format."
-        ) from cause
 
 
 def _versions(root: Path) -> list[Version]:

@@ -20,17 +20,22 @@ from learner.engine import Engine
 from learner.lead import Lead, newest_version
 from learner.limits import Limits
 from learner.policy import load_model, max_length, vocabulary_size
-from learner.publisher import Publisher, model_directory
+from learner.publisher import Publisher
 from learner.ranks import connect
 from learner.trainer import Trainer
-from streaming.errors import ConfigError, StreamDPOError
+from streaming import topics
+from streaming.errors import ConfigError
 from streaming.heartbeat import Heartbeat
 from streaming.log.protocol import Log
 from streaming.metrics import Metrics
+from streaming.records import WeightVersion
 
 
 class Learner:
-    """One rank of the learner; all ranks are in `run` together. Rank 0 alone reads and writes the log."""
+    """One rank of the learner; all ranks are in `run` together. Rank 0 alone reads and writes the log.
+
+    `model` is the initial model's directory; weights and checkpoints go below `directory`, which all ranks share.
+    """
 
     def __init__(
         self,
@@ -50,7 +55,7 @@ class Learner:
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._config = config
-        self._model = model
+        self._model = Path(model)
         self._checkpoints = directory / "checkpoints" / policy
         self._weights = directory / "weights" / policy
         self._policy = policy
@@ -71,7 +76,7 @@ class Learner:
         torch.manual_seed(self._config.seed)
         with connect(self._config.world_size, self._environment) as ranks:
             model = load_model(
-                self._model,
+                str(self._model),
                 dtype=self._config.dtype,
                 gradient_checkpointing=self._config.gradient_checkpointing,
                 trust_remote_code=self._trust_remote_code,
@@ -90,9 +95,10 @@ class Learner:
             self._weights,
             self._log,
             policy=self._policy,
-            source=model_directory(self._model),
+            source=self._model,
             keep=self._config.publish.keep,
             dtype=self._config.publish.dtype,
+            announced=self._show_version,
         )
         lead = Lead(
             self._log,
@@ -108,12 +114,19 @@ class Learner:
             since_s=self._since_s,
         )
         try:
-            lead.run(stop)
-        except StreamDPOError:
-            # The other ranks are well. Of any other failure they may be the cause, and see the connection close.
+            with closing(publisher):
+                lead.run(stop)
+        finally:
             trainer.finish()
-            raise
-        trainer.finish()
+
+    def _show_version(self, published: WeightVersion) -> None:
+        """Metrics and heartbeat name the newest version that generators may use."""
+        self._metrics.count("records_written_total", topic=topics.WEIGHTS.name)
+        self._metrics.set("published_timestamp_seconds", published.time_s)
+        self._metrics.set("weights_epoch", published.version.epoch)
+        self._metrics.set("weights_number", published.version.number)
+        if self._heartbeat is not None:
+            self._heartbeat.tell(version=published.version)
 
     def _follow(self, trainer: Trainer) -> None:
         if self._heartbeat is not None:

@@ -8,7 +8,8 @@ the same in `follow`. Nothing here knows the log: what to train, and when, is de
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,7 @@ from learner.ranks import Ranks
 from learner.schedule import learning_rate
 from streaming.logprobs import sequence_logprobs
 from streaming.metrics import Metrics
-from streaming.records import Probe, Version, WeightVersion
+from streaming.records import Probe, Version
 
 
 class Train(msgspec.Struct, frozen=True, tag=True):
@@ -106,6 +107,7 @@ class Trainer:
         self._ranks = ranks
         self._config = config
         self._checkpoints = checkpoints
+        self._is_under_way = False
 
     @property
     def layout(self) -> Layout:
@@ -124,32 +126,32 @@ class Trainer:
 
     def train(self, step: int, examples: Sequence[Example]) -> StepNumbers:
         """Rank 0: one optimizer step on these examples, number `step` counted from 0."""
-        self._tell(Train(step, list(examples)))
-        return self._train(step, examples)
+        with self._together(Train(step, list(examples))):
+            return self._train(step, examples)
 
     def save(self, state: State) -> Path:
         """Rank 0: commit a checkpoint."""
-        self._tell(Save(state))
-        return self._save(state)
+        with self._together(Save(state)):
+            return self._save(state)
 
     def publish(
         self, publisher: Publisher, version: Version, *, step: int, lineage: list[Version], tokens: ProbeTokens | None
-    ) -> WeightVersion:
-        """Rank 0: publish the present weights."""
-        self._tell(Publish(tokens))
-        probe = self._probe(tokens)
-        with self._engine.full_weights() as weights:
-            return publisher.publish(
-                self._engine.model.module, weights, version, step=step, lineage=lineage, probe=probe
-            )
+    ) -> None:
+        """Rank 0: hand the present weights to the publisher."""
+        publisher.wait()
+        with self._together(Publish(tokens)):
+            probe = self._probe(tokens)
+            with self._engine.full_weights() as weights:
+                publisher.publish(self._engine.model.module, weights, version, step=step, lineage=lineage, probe=probe)
 
     def idle(self) -> None:
         """Rank 0: nothing to do yet; the others see that it lives."""
         self._tell(Idle())
 
     def finish(self) -> None:
-        """Rank 0: the others may return."""
-        self._tell(Finish())
+        """Rank 0: the others may return. If something went wrong half-way they cannot hear it: they see it end."""
+        if not self._is_under_way:
+            self._tell(Finish())
 
     def follow(self, metrics: Metrics) -> None:
         """Other ranks: do what rank 0 does, until it finishes."""
@@ -169,6 +171,13 @@ class Trainer:
                     pass  # rank 0 waits for pairs
                 case Finish():
                     return
+
+    @contextmanager
+    def _together(self, command: Command) -> Iterator[None]:
+        self._is_under_way = True
+        self._tell(command)
+        yield
+        self._is_under_way = False
 
     def _tell(self, command: Command) -> None:
         if self._ranks.world_size > 1:
