@@ -4,7 +4,9 @@ started -> running -> returned
                    `-> failed -> (back-off) -> started again, or given up
 """
 
+import faulthandler
 import os
+import signal
 import socket
 import threading
 import time
@@ -77,6 +79,7 @@ class RoleActor:
             os.chdir(folder)  # reward functions and relative hub caches are looked for where the person stands
         config = settings_from(self._settings)
         _print_to(log_path(config, self._process.role_id))
+        faulthandler.register(signal.SIGUSR1)  # `kill -USR1 PID` writes every thread's stack to the log file
         run_role(config, self._process.role, self._process.index, self._stop, since_s=since_s)
 
     def stop(self) -> None:

@@ -187,9 +187,7 @@ class Watch:
             self.newest, self.best = newest_of(self.measured), best_of(self.measured)
             for one in self.measured[-MAX_SHOWN:]:
                 if one not in before:
-                    self._view.event(
-                        f"held-out reward {one.mean:.3f} (version {one.version}, {one.count} prompts, round {one.round})"
-                    )
+                    self._view.event(f"held-out reward {one.mean:.3f} (version {one.version}, {one.count} prompts)")
             self._keep_best()
         status = read_status(self._log, self._config)
         remaining = eta(self._shares_done(status, elapsed_s), elapsed_s)
