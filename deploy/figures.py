@@ -101,7 +101,7 @@ def _margins(summary: RunSummary, kind: str, caption: str) -> Plot:
         plots.histogram(kind, f"{title} of pairs", values, x_label=f"{kind} margin ({units})")
         if values.count
         else None,
-        caption,
+        caption + (" The outermost bars hold everything beyond." if plots.has_tails(values) else ""),
         f"No pair with an {kind} margin has been made yet.",
     )
 

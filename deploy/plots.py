@@ -185,19 +185,19 @@ def time_account(rows: Sequence[Bar], inks: Sequence[Ink]) -> Markup:
             left = [start + share for start, share in zip(left, shares, strict=True)]
         axes.set_yticks(list(places), [row.label for row in rows])
         axes.tick_params(axis="y", labelcolor=Ink.TEXT)
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 1)
         axes.grid(visible=False)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("share of the role's time since its start")
 
-    return _svg("time", "Time of each role by cause", draw, width=2 * WIDTH, height=60 + ROW_HEIGHT * len(rows))
+    return _svg("time", "Time of each role by cause", draw, width=2 * WIDTH, height=48 + ROW_HEIGHT * len(rows))
 
 
 def bars(values: Histogram) -> tuple[list[float], list[float], float]:
     """(centres, counts, width) of at most NUM_BARS bars. Values beyond the tails count in the outermost bars."""
     found = values.values()
-    if len(found) <= NUM_BARS:
+    if not has_tails(values):
         centres = [value for value, _ in found]
         gaps = np.diff(centres)
         return centres, [float(count) for _, count in found], float(gaps.min()) if len(gaps) else 1.0
@@ -207,6 +207,11 @@ def bars(values: Histogram) -> tuple[list[float], list[float], float]:
     low, high = (float(places[bisect.bisect_left(shares, share)]) for share in (TAIL, 1 - TAIL))
     heights, edges = np.histogram(places.clip(low, high), bins=NUM_BARS, weights=counts)
     return list((edges[:-1] + edges[1:]) / 2), list(heights), float(edges[1] - edges[0])
+
+
+def has_tails(values: Histogram) -> bool:
+    """Whether values may lie beyond the drawn ones, counted in the outermost bars."""
+    return len(values.values()) > NUM_BARS
 
 
 def _whole_bars(values: Histogram, width: int) -> dict[float, int]:

@@ -6,7 +6,7 @@ The page holds no script and loads nothing; every figure on it comes from a reco
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,9 @@ SILENT_S = 15.0
 MAX_TEXT = 4000
 """Characters of a prompt or response shown; the log holds the rest."""
 
+ROLES = ("scheduler", "generator", "scorer", "selector", "learner")
+"""In the order in which a prompt meets them."""
+
 R = TypeVar("R", bound=Record)
 
 
@@ -70,7 +73,7 @@ def write_report(directory: Path) -> Path:
 
 def gather(log: Log, policy: str) -> Gathered:
     """Read every topic that the page needs once, from its beginning to where it ends now."""
-    gathered = Gathered(RunSummary(policy), states=list(role_states(log).values()))
+    gathered = Gathered(RunSummary(policy), states=in_order(role_states(log).values()))
     _read(log, topics.SCORED.name, ScoredGroup, add_scored, gathered)
     _read(log, topics.pairs(policy).name, Pair, add_pair, gathered)
     _read(log, topics.FEEDBACK.name, Feedback, add_feedback, gathered)
@@ -131,6 +134,17 @@ def render(config: RunConfig, gathered: Gathered, *, now: float) -> str:
         sides=sides,
         spans=spans,
     )
+
+
+def in_order(states: Iterable[RoleState]) -> list[RoleState]:
+    """Roles as a prompt meets them, those of one kind by their number."""
+
+    def place(state: RoleState) -> tuple[int, int, str]:
+        number = state.role_id.rpartition("-")[2]
+        kind = ROLES.index(state.role) if state.role in ROLES else len(ROLES)
+        return kind, int(number) if number.isdecimal() else 0, state.role_id
+
+    return sorted(states, key=place)
 
 
 def condition(states: list[RoleState], now: float) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deploy.config import RunConfig, load_run, save_config
 from deploy.plots import NUM_BARS, Ink, bars
-from deploy.report import condition, duration, figure, gather, render, write_report
+from deploy.report import condition, duration, figure, gather, in_order, render, write_report
 from deploy.roles import open_run_log
 from deploy.summary import Histogram
 from streaming import topics
@@ -307,6 +307,12 @@ def test_records_past_retention_are_said_to_be_missing(run: RunConfig, log: Log)
 def test_only_the_ends_of_a_long_text_are_cut(run: RunConfig) -> None:
     text = page_of(run, make_pair(prompt_text="x" * 5000))
     assert "x" * 4000 + " [... 1,000 more characters]" in text
+
+
+def test_roles_stand_in_the_order_in_which_a_prompt_meets_them() -> None:
+    states = [make_role(role, index=index) for role, index in (("learner", 0), ("generator", 10), ("generator", 9))]
+    states.append(make_role("scheduler"))
+    assert [state.role_id for state in in_order(states)] == ["scheduler-0", "generator-9", "generator-10", "learner-0"]
 
 
 BEATING = make_role("learner", time_s=NOW - 1)
