@@ -69,7 +69,7 @@ def test_a_write_that_fails_leaves_nothing_and_the_next_one_works(tmp_path: Path
 def test_every_acknowledged_write_is_synced(tmp_path: Path) -> None:
     database = Database(tmp_path / "log.db")
     assert database.value("PRAGMA journal_mode") == "wal"
-    assert database.value("PRAGMA synchronous") == 2
+    assert database.value("PRAGMA synchronous") >= 2  # FULL
     database.close()
 
 
