@@ -117,7 +117,7 @@ def _staleness(config: RunConfig, summary: RunSummary) -> Plot:
         plots.staleness(summary.trained_staleness, summary.dropped_staleness, bound=bound) if legend else None,
         "Weight versions between the sampling of an example's oldest token and the step that took it: further left is "
         f"fresher, and above {bound} an example is dropped.",
-        "The learner has not taken an example yet.",
+        "No staleness of an example that the learner took is recorded yet.",
         tuple(legend),
     )
 
@@ -151,7 +151,7 @@ def _logprobs(summary: RunSummary) -> Plot:
         "Log-probs under the policy at the step that took the pair, summed over a response: the gap should open, and "
         "both lines falling together means that probability leaves the pairs altogether."
         + _per_point(series, "steps"),
-        "The learner has not taken a DPO pair yet.",
+        "No learner step with the log-probs of a pair is recorded yet.",
         _legend(series),
     )  # fmt: skip
 
@@ -166,7 +166,7 @@ def _loss(summary: RunSummary) -> Plot:
         _trend("loss", "Loss by learner step", series, "learner step", "mean loss of an example"),
         "Loss of the examples of a step, to be read for each kind alone: DPO begins at 0.69 (no preference), and since "
         "every pair is new it need not fall to 0." + _per_point(series, "steps"),
-        "The learner has not taken a step yet.",
+        "No learner step with a loss is recorded yet.",
         _legend(series),
     )
 
