@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -30,7 +31,7 @@ from streaming.log.protocol import Output
 from streaming.metrics import Metrics
 from streaming.records import Feedback, Version, WeightVersion, decode, encode
 from streaming.weights import verify
-from tests.builders import make_pair, make_role
+from tests.builders import make_pair, make_role, make_weights
 
 pytestmark = pytest.mark.slow
 
@@ -226,7 +227,7 @@ def test_a_learner_killed_anywhere_and_resumed_is_one_that_was_never_killed(run,
     for epoch in (1, 2, 3):
         process = start(run, model, SETTINGS)
         wait_for_version(run, process, lambda version, epoch=epoch: version.epoch == epoch)
-        kill(process, after_s=rng.uniform(0, 0.6))
+        kill(process, after_s=rng.uniform(0, 0.2))
     assert train(run, model) == [0], logs(run)
     assert trained(run) == trained(uninterrupted)
     assert_same(parameters(run), parameters(uninterrupted))
@@ -270,11 +271,39 @@ def test_a_restart_takes_the_next_epoch_and_publishes_what_it_restored(run, mode
     process = start(run, model, {**settings, "max_steps": 9, "checkpoint": {"every_steps": 100}})
     wait_for_version(run, process, lambda version: version >= Version(2, 6))
     kill(process)
+    assert {one.epoch for one in feedback(run, "consumed")} == {1, 2}
+    assert {one.epoch for one in feedback(run, "trained")} == {1}  # what no checkpoint holds is not trained
     assert train(run, model, settings) == [0]
     restored = newest_weights(run)
     assert (restored.version, restored.step) == (Version(3, 4), 4)
     assert restored.lineage == [Version(1, 4), Version(2, 4)]
     assert_same(parameters(run), saved)
+
+
+def test_endings_that_a_crash_kept_from_the_log_are_written_by_the_next_start(uninterrupted, model, tmp_path):
+    """The log of the copied run has nothing but pairs, as if the crash came right after the checkpoint."""
+    shutil.copytree(uninterrupted / "checkpoints", tmp_path / "checkpoints")
+    record(tmp_path, *recorded_pairs())
+    assert train(tmp_path, model) == [0], logs(tmp_path)
+    newest_batches = [one for one in trained(uninterrupted) if one[0] > 9]
+    assert trained(tmp_path) == newest_batches
+
+
+def test_a_learner_that_was_overtaken_by_a_newer_start_stops(tmp_path, model):
+    process = start(tmp_path, model, SETTINGS)
+    wait_for_version(tmp_path, process, lambda version: version == Version(1, 0))
+    with open_run(tmp_path) as log:
+        log.append([Output(topics.WEIGHTS.name, b"policy/full", encode(make_weights(Version(9, 0))))])
+    record(tmp_path, *recorded_pairs())
+    assert wait(process) == 1
+    assert "epoch 9 of this policy is running" in logs(tmp_path)
+    assert feedback(tmp_path, "trained") == []
+
+
+def test_a_checkpoint_of_another_layout_is_refused(uninterrupted, model, tmp_path):
+    shutil.copytree(uninterrupted / "checkpoints", tmp_path / "checkpoints")
+    assert train(tmp_path, model, {**SETTINGS, "zero_stage": 2}) == [1]
+    assert "the settings say" in logs(tmp_path)
 
 
 def test_pairs_written_again_and_groups_sampled_again_are_not_trained_twice(run, model):
