@@ -13,26 +13,19 @@ from types import FrameType
 from typing import NamedTuple
 
 from deploy.config import SAVED, Change, RunConfig, changes, load_run, save_config
-from deploy.fleet import Ended, Fleet, connected_ray
-from deploy.live import Progress, View, eta
-from deploy.promotion import best_of, newest_of, promote, version_directory
-from deploy.roles import log_path, open_run_log, run_directory
-from deploy.status import Status, read_status
-from streaming import topics
-from streaming.errors import ConfigError, StreamDPOError
-from streaming.evaluation import Measurement, measurements
-from streaming.heartbeat import role_states
-from streaming.log.protocol import Log
-from streaming.records import Feedback, Version, WeightVersion, decode
+from deploy.fleet import Fleet, connected_ray
+from deploy.live import View
+from deploy.promotion import best_of
+from deploy.roles import log_path, open_run_log, processes, run_directory
+from deploy.watch import Watch
+from streaming.errors import ConfigError
+from streaming.evaluation import Measurement
 
 POLL_S = 0.2
 """Longest wait for a process to end before the clock and the signals are looked at."""
 
 LOOK_S = 0.5
 """Between two looks at the log: the live view's rhythm."""
-
-MAX_SHOWN = 3
-"""Newest measurements that are told one by one: a resumed run does not repeat its whole history."""
 
 IDENTITY = ("name", "model", "policy", "scoring.reference", "log.url")
 """Settings that a run's log, checkpoints and reference log-probs are bound to: another value is another run."""
@@ -103,6 +96,7 @@ def launch(config: RunConfig, view: View) -> Outcome:
     interrupts = Interrupts()
     for change in prepare(config):
         view.event(f"changed since the last start: {change.path}: {change.old!r} -> {change.new!r}")
+    view.event(f"{config.name}: starting {len(processes(config))} processes; their log files: {log_path(config, '*')}")
     with (
         printing_to(log_path(config, "launcher")),
         connected_ray(config),
@@ -110,7 +104,7 @@ def launch(config: RunConfig, view: View) -> Outcome:
         open_run_log(config) as log,
     ):
         started_s, since_s = time.monotonic(), time.time()
-        watch = Watch(config, log, view)
+        watch = Watch(config, log, view, since_s=since_s)
         with started_fleet(config, since_s, interrupts, view) as fleet:
             reason = _watch(config, fleet, watch, interrupts, started_s)
             view.event(f"{reason}: stopping (Ctrl-C again: at once)")
@@ -138,14 +132,15 @@ def started_fleet(config: RunConfig, since_s: float, interrupts: Interrupts, vie
             view.event(f"{process.role_id} did not stop by itself and was killed")
 
 
-def _watch(config: RunConfig, fleet: Fleet, watch: "Watch", interrupts: Interrupts, started_s: float) -> str:
+def _watch(config: RunConfig, fleet: Fleet, watch: Watch, interrupts: Interrupts, started_s: float) -> str:
     """Why the run is over."""
     looked_s = -LOOK_S
     while not interrupts.asked.is_set():
-        for ended in fleet.poll(POLL_S):
-            if (reason := watch.ended(ended)) is not None:
-                return reason
+        reasons = [watch.ended(ended) for ended in fleet.poll(POLL_S)]
         elapsed_s = time.monotonic() - started_s
+        if any(reasons):
+            watch.look(elapsed_s)
+            return next(filter(None, reasons))
         if elapsed_s - looked_s < LOOK_S:
             continue
         looked_s = elapsed_s
@@ -162,108 +157,3 @@ def _limit(config: RunConfig, newest: Measurement | None, elapsed_s: float) -> s
     if minutes is not None and elapsed_s >= 60 * minutes:
         return f"{minutes:g} minutes have passed"
     return None
-
-
-class Watch:
-    """What the launcher sees in the log: measurements, whose best version it keeps, and every role's state."""
-
-    def __init__(self, config: RunConfig, log: Log, view: View) -> None:
-        self._config = config
-        self._log = log
-        self._view = view
-        self._directory = run_directory(config)
-        self._feedback = log.assign(log.begin_offsets(topics.FEEDBACK.name))
-        self._evaluated: list[Feedback] = []
-        self._kept: Measurement | None = None
-        self._first_shares: dict[str, float] = {}
-        self.measured: list[Measurement] = []
-        self.best: Measurement | None = None
-        self.newest: Measurement | None = None
-
-    def look(self, elapsed_s: float) -> None:
-        """Read on, keep a new best version, show it all."""
-        if self._read_feedback():
-            before, self.measured = self.measured, [one for one in measurements(self._evaluated) if one.is_complete]
-            self.newest, self.best = newest_of(self.measured), best_of(self.measured)
-            for one in self.measured[-MAX_SHOWN:]:
-                if one not in before:
-                    self._view.event(f"held-out reward {one.mean:.3f} (version {one.version}, {one.count} prompts)")
-            self._keep_best()
-        status = read_status(self._log, self._config)
-        remaining = eta(self._shares_done(status, elapsed_s), elapsed_s)
-        self._view.update(Progress(self._config.name, status, elapsed_s, remaining, self.best, self.newest))
-
-    def ended(self, ended: Ended) -> str | None:
-        """A process ended: why the run is over with it; None where it is not. Raises what cannot be mended."""
-        role_id = ended.process.role_id
-        if ended.error is None:
-            state = role_states(self._log).get(role_id)
-            message = state.message if state else ""
-            self._view.event(f"{role_id} is done: {message or 'nothing left to do'}")
-            return self._reason(message) if ended.process.role == "scheduler" else None
-        text = str(ended.error).strip()
-        if ended.again_s is None:
-            raise self._explained(ended)
-        first_line = text.splitlines()[0] if text else type(ended.error).__name__
-        self._view.event(f"{role_id} failed: {first_line}; starting it again in {ended.again_s:g} s")
-        return None
-
-    def keep_last(self) -> None:
-        """The newest published version becomes RUN/last."""
-        newest = [
-            decode(WeightVersion, entry.value, where=entry.where)
-            for entry in self._log.newest(topics.WEIGHTS.name).values()
-        ]
-        own = [weights for weights in newest if weights.policy == self._config.policy]
-        if own:
-            self._promote(max(own, key=lambda weights: weights.version).version, "last")
-
-    def _reason(self, message: str) -> str:
-        learner = role_states(self._log).get("learner-0")
-        if message == "learner stopped" and learner is not None and learner.message == "max_steps":
-            return f"the learner has taken its {self._config.learner.max_steps} steps"
-        return message or "the scheduler is done"
-
-    def _explained(self, ended: Ended) -> StreamDPOError:
-        if isinstance(ended.error, StreamDPOError):
-            return ended.error
-        return StreamDPOError(
-            f"{ended.process.role_id} failed again and again: {type(ended.error).__name__}: {ended.error}",
-            where=str(log_path(self._config, ended.process.role_id)),
-            do="Read the end of this file. When it is mended, the same command goes on where the run stopped.",
-        )
-
-    def _read_feedback(self) -> bool:
-        """Whether anything was evaluated since the last look."""
-        before = len(self._evaluated)
-        while heard := self._feedback.read(max_records=1024, timeout_s=0):
-            decoded = (decode(Feedback, entry.value, where=entry.where) for entry in heard)
-            self._evaluated += [one for one in decoded if one.ending == "evaluated"]
-        return len(self._evaluated) > before
-
-    def _keep_best(self) -> None:
-        if self.best is not None and self.best != self._kept and self._promote(self.best.version, "best"):
-            self._kept = self.best
-
-    def _promote(self, version: Version, name: str) -> bool:
-        source = version_directory(self._directory, self._config.policy, version)
-        if promote(source, self._directory / name):
-            return True
-        self._view.event(f"version {version} is no longer on disk: {name} stays as it is")
-        return False
-
-    def _shares_done(self, status: Status, elapsed_s: float) -> dict[str, tuple[float, float]]:
-        """How far each limit is, at the first look that knew of it and now."""
-        now: dict[str, float] = {}
-        step, issued, total = (
-            status.number(role, name)
-            for role, name in (("learner", "step"), ("scheduler", "issued"), ("scheduler", "total"))
-        )
-        if self._config.learner.max_steps and step is not None:
-            now["steps"] = step / self._config.learner.max_steps
-        if issued is not None and total:
-            now["data"] = issued / total
-        if self._config.stop.max_minutes:
-            now["minutes"] = elapsed_s / (60 * self._config.stop.max_minutes)
-            self._first_shares.setdefault("minutes", 0.0)
-        return {limit: (self._first_shares.setdefault(limit, share), share) for limit, share in now.items()}

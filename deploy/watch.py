@@ -1,0 +1,149 @@
+"""What the launcher sees in the log: measurements, whose best version it keeps, every role's state, missing rewards."""
+
+from collections import Counter
+
+from deploy.config import RunConfig
+from deploy.fleet import Ended
+from deploy.live import Progress, View, eta
+from deploy.promotion import best_of, newest_of, promote, version_directory
+from deploy.roles import log_path, run_directory
+from deploy.status import Status, read_status
+from streaming import topics
+from streaming.errors import RecordError, StreamDPOError
+from streaming.evaluation import Measurement, measurements
+from streaming.heartbeat import role_states
+from streaming.log.protocol import Log
+from streaming.records import Feedback, Version, WeightVersion, decode
+
+WARN_AFTER = 20
+"""Endings before a share of them means anything."""
+
+WARN_SHARE = 0.2
+"""Share of prompts without any reward above which a person is told: some answers cannot be judged, most can."""
+
+MAX_SHOWN = 3
+"""Newest measurements that are told one by one: a resumed run does not repeat its whole history."""
+
+
+class Watch:
+    """What the launcher sees in the log: measurements, whose best version it keeps, and every role's state."""
+
+    def __init__(self, config: RunConfig, log: Log, view: View, *, since_s: float) -> None:
+        self._config = config
+        self._since_s = since_s
+        self._log = log
+        self._view = view
+        self._directory = run_directory(config)
+        self._feedback = log.assign(log.begin_offsets(topics.FEEDBACK.name))
+        self._evaluated: list[Feedback] = []
+        self._endings: Counter[str] = Counter()  # of this start, by reason; an ending without one by itself
+        self._has_warned = False
+        self._kept: Measurement | None = None
+        self._first_shares: dict[str, float] = {}
+        self.measured: list[Measurement] = []
+        self.best: Measurement | None = None
+        self.newest: Measurement | None = None
+
+    def look(self, elapsed_s: float) -> None:
+        """Read on, keep a new best version, show it all."""
+        if self._read_feedback():
+            before, self.measured = self.measured, [one for one in measurements(self._evaluated) if one.is_complete]
+            self.newest, self.best = newest_of(self.measured), best_of(self.measured)
+            for one in self.measured[-MAX_SHOWN:]:
+                if one not in before:
+                    self._view.event(f"held-out reward {one.mean:.3f} (version {one.version}, {one.count} prompts)")
+            self._keep_best()
+        status = read_status(self._log, self._config)
+        remaining = eta(self._shares_done(status, elapsed_s), elapsed_s)
+        self._view.update(Progress(self._config.name, status, elapsed_s, remaining, self.best, self.newest))
+
+    def ended(self, ended: Ended) -> str | None:
+        """A process ended: why the run is over with it; None where it is not. Raises what cannot be mended."""
+        role_id = ended.process.role_id
+        if ended.error is None:
+            state = role_states(self._log).get(role_id)
+            message = state.message if state else ""
+            self._view.event(f"{role_id} is done: {message or 'nothing left to do'}")
+            return self._reason(message) if ended.process.role == "scheduler" else None
+        text = str(ended.error).strip()
+        if ended.again_s is None:
+            raise self._explained(ended)
+        first_line = text.splitlines()[0] if text else type(ended.error).__name__
+        self._view.event(f"{role_id} failed: {first_line}; starting it again in {ended.again_s:g} s")
+        return None
+
+    def keep_last(self) -> None:
+        """The newest published version becomes RUN/last."""
+        newest = [
+            decode(WeightVersion, entry.value, where=entry.where)
+            for entry in self._log.newest(topics.WEIGHTS.name).values()
+        ]
+        own = [weights for weights in newest if weights.policy == self._config.policy]
+        if own:
+            self._promote(max(own, key=lambda weights: weights.version).version, "last")
+
+    def _reason(self, message: str) -> str:
+        learner = role_states(self._log).get("learner-0")
+        if message == "learner stopped" and learner is not None and learner.message == "max_steps":
+            return f"the learner has taken its {self._config.learner.max_steps} steps"
+        return message or "the scheduler is done"
+
+    def _explained(self, ended: Ended) -> StreamDPOError:
+        if isinstance(ended.error, StreamDPOError):
+            return ended.error
+        return StreamDPOError(
+            f"{ended.process.role_id} failed again and again: {type(ended.error).__name__}: {ended.error}",
+            where=str(log_path(self._config, ended.process.role_id)),
+            do="Read the end of this file. When it is mended, the same command goes on where the run stopped.",
+        )
+
+    def _read_feedback(self) -> bool:
+        """Whether anything was evaluated since the last look."""
+        before = len(self._evaluated)
+        while heard := self._feedback.read(max_records=1024, timeout_s=0):
+            for entry in heard:
+                try:
+                    one = decode(Feedback, entry.value, where=entry.where)
+                except RecordError:  # the scheduler has dead-lettered it
+                    continue
+                if one.ending == "evaluated":
+                    self._evaluated.append(one)
+                elif one.ending in ("consumed", "dropped") and one.time_s >= self._since_s:
+                    self._endings[one.reason or one.ending] += 1
+        self._warn_of_missing_rewards()
+        return len(self._evaluated) > before
+
+    def _warn_of_missing_rewards(self) -> None:
+        """A reward that fails is a missing reward, and the run goes on: so somebody must say that it does."""
+        missing, total = self._endings["reward_missing"], self._endings.total()
+        if not self._has_warned and total >= WARN_AFTER and missing > WARN_SHARE * total:
+            self._has_warned = True
+            path = log_path(self._config, "scorer-0")
+            self._view.event(f"warning: {missing} of {total} prompts have no reward and teach nothing; see {path}")
+
+    def _keep_best(self) -> None:
+        if self.best is not None and self.best != self._kept and self._promote(self.best.version, "best"):
+            self._kept = self.best
+
+    def _promote(self, version: Version, name: str) -> bool:
+        source = version_directory(self._directory, self._config.policy, version)
+        if promote(source, self._directory / name):
+            return True
+        self._view.event(f"version {version} is no longer on disk: {name} stays as it is")
+        return False
+
+    def _shares_done(self, status: Status, elapsed_s: float) -> dict[str, tuple[float, float]]:
+        """How far each limit is, at the first look that knew of it and now."""
+        now: dict[str, float] = {}
+        step, issued, total = (
+            status.number(role, name)
+            for role, name in (("learner", "step"), ("scheduler", "issued"), ("scheduler", "total"))
+        )
+        if self._config.learner.max_steps and step is not None:
+            now["steps"] = step / self._config.learner.max_steps
+        if issued is not None and total:
+            now["data"] = issued / total
+        if self._config.stop.max_minutes:
+            now["minutes"] = elapsed_s / (60 * self._config.stop.max_minutes)
+            self._first_shares.setdefault("minutes", 0.0)
+        return {limit: (self._first_shares.setdefault(limit, share), share) for limit, share in now.items()}
