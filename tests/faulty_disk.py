@@ -38,7 +38,7 @@ class FaultyDisk(apsw.VFS):
             self.files[path] = file
         return file
 
-    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
+    def xDelete(self, filename: str, syncdir: bool) -> None:
         super().xDelete(filename, syncdir)
         if syncdir:  # else a power cut may bring the file back
             self.files.pop(filename, None)
