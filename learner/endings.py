@@ -7,6 +7,7 @@ durable. A dropped one is `consumed` with the reason at once, so that pacing goe
 import msgspec
 
 from learner.pairs import STAGE
+from learner.trainer import ExampleNumbers
 from streaming.records import Feedback, Pair
 
 
@@ -30,6 +31,17 @@ def consumed(pair: Pair, *, epoch: int, step: int, time_s: float, reason: str = 
         margin=pair.margins.external,
         spread=pair.spread,
         time_s=time_s,
+    )
+
+
+def with_numbers(one: Feedback, numbers: ExampleNumbers, *, staleness: int) -> Feedback:
+    """What the step saw of this example, beside its ending."""
+    return msgspec.structs.replace(
+        one,
+        staleness=staleness,
+        loss=numbers.loss,
+        chosen_logprob=numbers.chosen_logprob,
+        rejected_logprob=numbers.rejected_logprob,
     )
 
 

@@ -140,8 +140,9 @@ class Lead:
         self._num_non_finite = 0
         self._step += 1
         self._probe = ProbeTokens(batch[0].prompt_tokens, batch[0].chosen.tokens)
-        self._show(batch, numbers)
-        self._consume(batch, [""] * len(batch))
+        ages = [pair_staleness(pair, self._version, self._lineage) or 0 for pair in batch]
+        self._show(batch, numbers, ages)
+        self._end_trained(batch, numbers, ages)
         if self._step % self._config.publish.sync_every == 0:
             self._publish_next()
         if self._step % self._config.checkpoint.every_steps == 0:
@@ -163,12 +164,21 @@ class Lead:
 
     def _consume(self, pairs: Sequence[Pair], reasons: Sequence[str]) -> None:
         """Free the slots of these examples; their final endings wait for the next checkpoint."""
+        told = [self._consumed(pair, reason) for pair, reason in zip(pairs, reasons, strict=True)]
+        self._ended += told
+        self._feed_back(told)
+
+    def _end_trained(self, batch: Sequence[Pair], numbers: StepNumbers, ages: Sequence[int]) -> None:
+        """As `_consume`, with what the step saw of every example."""
         told = [
-            endings.consumed(pair, epoch=self._version.epoch, step=self._step, time_s=time.time(), reason=reason)
-            for pair, reason in zip(pairs, reasons, strict=True)
+            endings.with_numbers(self._consumed(pair, ""), seen, staleness=age)
+            for pair, seen, age in zip(batch, numbers.examples, ages, strict=True)
         ]
         self._ended += told
         self._feed_back(told)
+
+    def _consumed(self, pair: Pair, reason: str) -> Feedback:
+        return endings.consumed(pair, epoch=self._version.epoch, step=self._step, time_s=time.time(), reason=reason)
 
     def _feed_back(self, told: Sequence[Feedback]) -> None:
         if not told:
@@ -220,12 +230,11 @@ class Lead:
                 do="Nothing: the newer learner goes on from the newest checkpoint.",
             )
 
-    def _show(self, batch: Sequence[Pair], numbers: StepNumbers) -> None:
+    def _show(self, batch: Sequence[Pair], numbers: StepNumbers, ages: Sequence[int]) -> None:
         """Metrics and headline figures of a step that was taken."""
         metrics = self._metrics
         metrics.count("steps_total")
         metrics.count("trained_tokens_total", numbers.num_tokens)
-        ages = [pair_staleness(pair, self._version, self._lineage) or 0 for pair in batch]
         for pair, age in zip(batch, ages, strict=True):
             metrics.count("examples_trained_total", route=pair.route)
             metrics.observe("staleness_versions", age)

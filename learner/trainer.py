@@ -55,6 +55,14 @@ class Finish(msgspec.Struct, frozen=True, tag=True):
 Command = Train | Save | Publish | Idle | Finish
 
 
+class ExampleNumbers(msgspec.Struct, frozen=True):
+    """One example of a step, before the update. Log-probs are summed over a response's tokens."""
+
+    loss: float
+    chosen_logprob: float
+    rejected_logprob: float | None  # None on the sft route
+
+
 class StepNumbers(msgspec.Struct, frozen=True, kw_only=True):
     """A step in figures, over all ranks. Means are of the step's examples, before the update."""
 
@@ -68,21 +76,28 @@ class StepNumbers(msgspec.Struct, frozen=True, kw_only=True):
     kl_to_reference: float
     num_tokens: int
     seconds: float
+    examples: list[ExampleNumbers]  # in the order of the batch
 
 
 class _Sums:
-    """Sums over this rank's examples, on the device until the step is over."""
+    """Sums over this rank's examples, and its rows of the table of all examples; on the device until the step is over.
+
+    A row is (loss, chosen log-prob, rejected log-prob); other ranks' rows are zero, so the ranks' sum is the table.
+    """
 
     NUM = 9
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, num_examples: int, device: torch.device) -> None:
         self.total = torch.zeros(self.NUM, dtype=torch.float64, device=device)
+        self.rows = torch.zeros(num_examples, 3, dtype=torch.float64, device=device)
 
-    def add(self, batch: MicroBatch, losses_B: Tensor, chosen: Side, rejected: Side) -> None:
+    def add(self, places: Sequence[int], batch: MicroBatch, losses_B: Tensor, chosen: Side, rejected: Side) -> None:
         is_broken = ~torch.isfinite(losses_B.detach()).all()
         if not batch.num_examples:
             self.total[0] += is_broken
             return
+        columns = [losses_B.detach(), chosen.policy_B.detach(), rejected.policy_B.detach()]
+        self.rows[list(places)] = torch.stack(columns, dim=1).to(self.rows)
         is_pair_B = batch.is_pair_B
         h_chosen_B, h_rejected_B = chosen.h_B.detach(), torch.where(is_pair_B, rejected.h_B.detach(), 0.0)
         parts = [
@@ -185,21 +200,21 @@ class Trainer:
 
     def _train(self, step: int, examples: Sequence[Example]) -> StepNumbers:
         started_s = time.monotonic()
-        sums = _Sums(self._ranks.device)
+        sums = _Sums(len(examples), self._ranks.device)
         shares = plan(examples, world_size=self._ranks.world_size, max_tokens=self._config.batch.micro_batch_tokens)[
             self._ranks.rank
         ]
         for place, share in enumerate(shares):
             batch = to_tensors([examples[i] for i in share], self._ranks.device)
-            self._accumulate(batch, sums, len(examples), is_last=place == len(shares) - 1)
-        totals = self._ranks.total(sums.total.tolist())
+            self._accumulate(batch, share, sums, is_last=place == len(shares) - 1)
+        totals = self._ranks.total([*sums.total.tolist(), *sums.rows.flatten().tolist()])
         rate = learning_rate(step, self._config.optimizer, self._config.max_steps)
         result = self._engine.step(
             learning_rate=rate, weight_decay=self._config.optimizer.weight_decay, is_vetoed=totals[0] > 0
         )
-        return _numbers(totals, result.applied, rate, result.gradient_norm, time.monotonic() - started_s)
+        return _numbers(examples, totals, result.applied, rate, result.gradient_norm, time.monotonic() - started_s)
 
-    def _accumulate(self, batch: MicroBatch, sums: _Sums, num_examples: int, *, is_last: bool) -> None:
+    def _accumulate(self, batch: MicroBatch, places: Sequence[int], sums: _Sums, *, is_last: bool) -> None:
         settings = self._config.loss
         chosen, rejected = price(self._engine.model, batch)
         losses_B = example_losses(
@@ -213,8 +228,8 @@ class Trainer:
             nll_weight=settings.nll_weight,
             sft_weight=settings.sft_weight,
         )
-        self._engine.accumulate(losses_B.sum() / num_examples, is_last=is_last)
-        sums.add(batch, losses_B, chosen, rejected)
+        self._engine.accumulate(losses_B.sum() / len(sums.rows), is_last=is_last)
+        sums.add(places, batch, losses_B, chosen, rejected)
 
     def _save(self, state: State) -> Path:
         return checkpoint.save(self._checkpoints, state, self._engine, self._ranks, keep=self._config.checkpoint.keep)
@@ -228,9 +243,15 @@ class Trainer:
 
 
 def _numbers(
-    totals: list[float], is_applied: bool, rate: float, gradient_norm: float | None, seconds: float
+    examples: Sequence[Example],
+    totals: list[float],
+    is_applied: bool,
+    rate: float,
+    gradient_norm: float | None,
+    seconds: float,
 ) -> StepNumbers:
-    _, loss, num_examples, num_pairs, num_correct, chosen, rejected, h, num_tokens = totals
+    _, loss, num_examples, num_pairs, num_correct, chosen, rejected, h, num_tokens = totals[: _Sums.NUM]
+    rows = zip(*[iter(totals[_Sums.NUM :])] * 3, strict=True)
     return StepNumbers(
         is_applied=is_applied,
         learning_rate=rate,
@@ -242,4 +263,8 @@ def _numbers(
         kl_to_reference=h / (num_examples + num_pairs),
         num_tokens=int(num_tokens),
         seconds=seconds,
+        examples=[
+            ExampleNumbers(row[0], row[1], None if example.rejected_tokens is None else row[2])
+            for example, row in zip(examples, rows, strict=True)
+        ],
     )
