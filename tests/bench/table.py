@@ -1,5 +1,4 @@
-"""Write the README's table of measurements from build/bench/*.json: `python -m tests.bench.table`.
-"""
+"""Write the README's table of measurements from build/bench/*.json: `python -m tests.bench.table`."""
 
 import json
 from pathlib import Path

@@ -56,7 +56,12 @@ def heldout_reward(model: Any, tokenizer: Any) -> float:
     model.eval()
     with torch.no_grad():
         sampled = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=True, temperature=1.0, top_k=0
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=6,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
         )
     texts = tokenizer.batch_decode(sampled[:, ids.shape[1] :], skip_special_tokens=True)
     model.train()
