@@ -1,7 +1,7 @@
 """The log against bare apsw: the same records, grouped the same, both tuned, turn by turn in one run.
 
 The peer is what one would write without a log: one table, one transaction a group, one SELECT a batch, on a file with
-the same page size, journal and sync. The log adds partitions, offsets, checks, group commit and waking of readers.
+the same journal, sync, checkpoints and cache. The log adds partitions, offsets, checks, group commit and wake-ups.
 """
 
 import json
@@ -58,9 +58,8 @@ class Peer:
 
     def __init__(self, folder: Path) -> None:
         self._connection = apsw.Connection(str(folder / "peer.db"))
-        for pragma in ("page_size = 8192", "journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 2048"):
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 4096", "cache_size = -8192"):
             self._connection.execute(f"PRAGMA {pragma}").fetchall()
-        self._connection.execute("PRAGMA cache_size = -8192")
         self._connection.execute("CREATE TABLE records (id INTEGER PRIMARY KEY, time_s REAL, key BLOB, value BLOB)")
         self._num = 0
 

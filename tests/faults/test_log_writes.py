@@ -9,7 +9,7 @@ from streaming.log.protocol import Output
 from streaming.log.sqlite import SQLiteLog
 from tests.faulty_disk import FaultyDisk
 
-NUM_RECORDS = 12
+NUM_RECORDS = 6
 
 
 def open_file(path: Path, vfs: str | None = None) -> SQLiteLog:
@@ -76,14 +76,14 @@ def test_the_log_goes_on_after_a_failure_that_passed(tmp_path: Path) -> None:
     assert numbers(tmp_path / "log.db") == [*range(failed), 99]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path, seed: int) -> None:
-    """Large enough that the write-ahead log moves into the file several times in between."""
+    """Large enough that the write-ahead log moves into the file in between."""
     disk = FaultyDisk()
     log = open_file(tmp_path / "log.db", disk.name)
     num = 70 + seed
     assert append_until_it_fails(log, num, num_bytes=300_000) == num
-    assert disk.files[str(tmp_path / "log.db")].durable  # it has moved
+    assert len(disk.files[str(tmp_path / "log.db")].durable) > 2**20  # it has moved
     disk.cut_power(folder := _folder(tmp_path, seed), seed=seed)
     log.close()
     assert numbers(folder / "log.db") == list(range(num))
