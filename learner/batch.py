@@ -41,7 +41,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def example_of(pair: Pair) -> Example:
     """What training needs of a pair."""
-    rejected = pair.rejected
+    rejected = None if pair.route == "sft" else pair.rejected
     return Example(
         prompt_tokens=pair.prompt_tokens,
         chosen_tokens=pair.chosen.tokens,

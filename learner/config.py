@@ -91,7 +91,8 @@ class LearnerConfig(Section):
     """Ranks (processes); one GPU each where there are GPUs."""
 
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed's ZeRO stage: what the ranks share out (1 optimizer, 2 and gradients, 3 and parameters)."""
+    """DeepSpeed's ZeRO stage: what the ranks share out (1 optimizer, 2 and gradients, 3 and parameters). bfloat16 takes
+    at least 2."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of parameters in the forward pass. bfloat16 keeps float32 master weights."""

@@ -76,9 +76,11 @@ class PairReader:
                 lane.refill(ends[lane.partition])
             waiting = [lane for lane in self._lanes if lane.queue]
             if not waiting:
-                return False
+                break
             self._take(min(waiting, key=_Lane.turn).pop())
-        return True
+        behind = sum(ends[lane.partition] - lane.position for lane in self._lanes)
+        self._metrics.set("lag_records", behind, topic=self._topic)
+        return len(self._pending) >= num_examples
 
     def next_batch(self, num_examples: int) -> list[Pair]:
         """Take what is pending, at most `num_examples`: settled from now on, whatever becomes of the batch."""

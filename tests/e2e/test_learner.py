@@ -31,7 +31,7 @@ from streaming.log.protocol import Output
 from streaming.metrics import Metrics
 from streaming.records import Feedback, Version, WeightVersion, decode, encode
 from streaming.weights import verify
-from tests.builders import make_pair, make_role, make_weights
+from tests.builders import make_pair, make_response, make_role, make_weights
 
 pytestmark = pytest.mark.slow
 
@@ -362,17 +362,24 @@ def test_two_ranks_killed_and_resumed_are_two_that_were_never_killed(run, model,
     assert_same(parameters(run), parameters(whole))
 
 
-def poisoned(number):
-    """A pair whose loss is infinite in float32: on the one rank that gets it."""
-    pair = make_pair(number, chosen="1")
-    return msgspec.structs.replace(pair, weight=1e39)
+def broken_gradient(number):
+    """A pair whose loss and gradient are infinite in float32."""
+    return msgspec.structs.replace(make_pair(number, chosen="1"), weight=1e39)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
-def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(tmp_path, model, uninterrupted, zero_stage):
-    """The poisoned batch is settled as non_finite, and the parameters are those of a run that never saw it."""
-    bad = [poisoned(-1), *(make_pair(number) for number in range(-5, -1))]
-    record(tmp_path, *bad, *recorded_pairs())
+def broken_loss(number):
+    """A pair whose loss is infinite in float32, but not its gradient."""
+    return msgspec.structs.replace(make_pair(number), chosen=make_response("1", reference_logprob=1e39))
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "broken"), [(0, broken_gradient), (0, broken_loss), (2, broken_loss), (3, broken_gradient)]
+)
+def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(
+    tmp_path, model, uninterrupted, zero_stage, broken
+):
+    """The broken batch is settled as non_finite, and the parameters are those of a run that never saw it."""
+    record(tmp_path, broken(-1), *(make_pair(number) for number in range(-5, -1)), *recorded_pairs())
     assert train(tmp_path, model, {**SETTINGS, "zero_stage": zero_stage}, world_size=2) == [0, 0], logs(tmp_path)
     dropped = {one.request_number for one in feedback(tmp_path, "dropped") if one.reason == "non_finite"}
     assert dropped == {-1, -2, -3, -4, -5}
@@ -382,12 +389,17 @@ def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(tmp_path, m
 
 def test_three_steps_in_a_row_that_are_not_finite_stop_the_run_with_the_checkpoint_intact(tmp_path, model):
     settings = {**SETTINGS, "batch": {"batch_size": 2}, "checkpoint": {"every_steps": 1}}
-    record(tmp_path, *(make_pair(number) for number in range(4)), *(poisoned(number) for number in range(4, 12)))
+    record(tmp_path, *(make_pair(number) for number in range(4)), *(broken_loss(number) for number in range(4, 12)))
     assert train(tmp_path, model, settings) == [1]
     assert "not finite" in (tmp_path / "rank-0.log").read_text()
     assert len([one for one in feedback(tmp_path, "consumed") if one.reason == "non_finite"]) == 6
     found = checkpoint.newest(tmp_path / "checkpoints" / "policy")
     assert (found.state.step, found.state.reader.settled.intervals) == (2, [(0, 4)])
+
+
+def test_recomputing_activations_changes_nothing_but_memory(run, model, uninterrupted):
+    assert train(run, model, {**SETTINGS, "gradient_checkpointing": True}) == [0], logs(run)
+    assert_same(parameters(run), parameters(uninterrupted))
 
 
 def test_bfloat16_trains_with_float32_masters_and_publishes_bfloat16(run, model):

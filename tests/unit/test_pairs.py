@@ -141,6 +141,13 @@ def test_a_pair_that_is_refused_is_dropped_once_with_its_reason(log):
     assert not resumed.fill(1)
 
 
+def test_the_lag_is_what_waits_in_the_log(log):
+    metrics = Metrics("learner")
+    write(log, *(make_pair(number) for number in range(10)))
+    take(reader(log, metrics=metrics), 4)
+    assert metrics.value("lag_records", topic=TOPIC) == 6
+
+
 def test_bytes_that_are_no_pair_go_to_the_dead_letters_untouched(log):
     log.append([Output(TOPIC, b"key", b"\xffpoison")])
     write(log, make_pair(0))
