@@ -56,7 +56,10 @@ class Consumer(Protocol):
         """
 
     def seek(self, offsets: Offsets) -> None:
-        """Read on from here. Raises TrimmedError at the next read where the offset has passed retention."""
+        """Read on from here. Raises TrimmedError at the next read where the offset has passed retention.
+
+        An offset beyond the end is from another log: LogError, here or at the next read (so it is for `assign`).
+        """
 
     def positions(self) -> dict[Partition, int]:
         """The next offset to read of every partition this member holds."""

@@ -117,7 +117,7 @@ class SQLiteLog:
     def close(self) -> None:
         if self._closing.is_set():
             return
-        for consumer in list(self._consumers):
+        for consumer in self._open_consumers():
             consumer.close()
         self._closing.set()
         if self._renewing.ident is not None:
@@ -167,12 +167,18 @@ class SQLiteLog:
             partition: (topic, number) for topic in topics for number, partition in enumerate(self._layout(topic).ids)
         }
         consumer = SQLiteConsumer(Database(self._path, vfs=self._vfs), self._writer, places, membership)
-        self._consumers.add(consumer)
+        with self._reading:
+            self._consumers.add(consumer)
         return consumer
+
+    def _open_consumers(self) -> list[SQLiteConsumer]:
+        """Those that somebody still refers to."""
+        with self._reading:
+            return list(self._consumers)
 
     def _renew(self) -> None:
         """Keep this process's members alive while they are busy. A dead process renews nothing."""
         while not self._closing.wait(self._lease_s / 3):
-            members = [consumer.membership for consumer in list(self._consumers) if consumer.membership is not None]
+            members = [one.membership for one in self._open_consumers() if one.membership is not None]
             if members:
                 self._writer.run(partial(renew_all, members))

@@ -118,6 +118,8 @@ class Database:
         do = "Look at the disk's space and health, then start again: everything acknowledged is in the file."
         if isinstance(cause, apsw.BusyError):
             do = f"Another process held the file for {_BUSY_S:.0f} s: find it (it may be stopped) and end it."
+        elif isinstance(cause, apsw.ConnectionClosedError):
+            do = "The log was closed: end what still uses it first."
         elif isinstance(cause, apsw.NotADBError):
             do = "This file is not a log: name another in log.url."
         return LogError(f"{type(cause).__name__}: {cause}", where=str(self.path), do=do)
@@ -225,14 +227,10 @@ class Writer:
 
     def _commit(self, tickets: list[_Ticket[Any]]) -> None:
         try:
-            self._database.begin()
-            for ticket in tickets:
-                ticket.attempt(self._database)
-            self._database.commit()
+            self._transact(tickets)
         except BaseException as error:
             for ticket in tickets:
                 ticket.error = error
-            self._database.roll_back()
             if not isinstance(error, Exception):
                 raise
         finally:
@@ -241,3 +239,13 @@ class Writer:
         with self._news:
             self._num_commits += 1
             self._news.notify_all()
+
+    def _transact(self, tickets: list[_Ticket[Any]]) -> None:
+        self._database.begin()
+        try:
+            for ticket in tickets:
+                ticket.attempt(self._database)
+            self._database.commit()
+        except BaseException:
+            self._database.roll_back()
+            raise

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from streaming.errors import ConfigError
+from streaming.errors import ConfigError, LogError
 from streaming.log import open_log
 from streaming.log.protocol import Output
 
@@ -35,3 +35,11 @@ def test_older_records_of_a_key_do_not_fill_a_compacted_topic(tmp_path: Path) ->
             log.append([Output("roles", b"key%d" % (i % 3), b"%d" % i)])
         with log.assign({("roles", 0): 0}) as reader:
             assert [entry.offset for entry in reader.read(max_records=999, timeout_s=0)] == [97, 98, 99]
+
+
+def test_a_closed_log_says_that_it_is_closed(tmp_path: Path) -> None:
+    log = open_log(f"sqlite:///{tmp_path}/a.db", run="r", max_record_bytes=2**16, max_bytes=2**30)
+    log.append([Output("in", b"k", b"v")])
+    log.close()
+    with pytest.raises(LogError, match="was closed"):
+        log.append([Output("in", b"k", b"v")])
