@@ -19,7 +19,9 @@ def load_model(location: str, *, dtype: str, gradient_checkpointing: bool, trust
     Raises NotReadyError where there is none at `location`.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             location, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code

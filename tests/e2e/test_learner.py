@@ -300,10 +300,19 @@ def test_a_learner_that_was_overtaken_by_a_newer_start_stops(tmp_path, model):
     assert feedback(tmp_path, "trained") == []
 
 
-def test_a_checkpoint_of_another_layout_is_refused(uninterrupted, model, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"zero_stage": 2}, "the settings say"),
+        ({"batch": {"max_length": 5000}}, "5000 is more than the model takes (512)"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_or_the_checkpoint_are_refused(
+    uninterrupted, model, tmp_path, changes, problem
+):
     shutil.copytree(uninterrupted / "checkpoints", tmp_path / "checkpoints")
-    assert train(tmp_path, model, {**SETTINGS, "zero_stage": 2}) == [1]
-    assert "the settings say" in logs(tmp_path)
+    assert train(tmp_path, model, {**SETTINGS, **changes}) == [1]
+    assert problem in logs(tmp_path)
 
 
 def test_pairs_written_again_and_groups_sampled_again_are_not_trained_twice(run, model):
