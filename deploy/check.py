@@ -165,8 +165,31 @@ def check_model_files(model: str) -> None:
                 where=model,
                 do="Give a directory in Hugging Face format (save_pretrained of the model and of its tokenizer).",
             )
+        for file in path.glob("*.safetensors"):
+            check_weights_file(file)
     elif path.is_absolute() or path.exists() or model.count("/") > 1:
         raise NotReadyError("is not a directory", where=model, do="Mend `model` in the configuration.")
+
+
+def check_weights_file(path: Path) -> None:
+    """The file is as long as its own header says: a copy or download that broke off is found without loading it."""
+    try:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(header_bytes, path.stat().st_size)))
+        wanted = 8 + header_bytes + max(entry["data_offsets"][1] for name, entry in header.items() if name != _METADATA)
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise NotReadyError("is not a safetensors file", where=str(path), do="Copy or download it again.") from cause
+    if path.stat().st_size != wanted:
+        raise NotReadyError(
+            f"has {path.stat().st_size} bytes, its header says {wanted}",
+            where=str(path),
+            do="Copy or download it again: it has broken off.",
+        )
+
+
+_METADATA = "__metadata__"
+"""The one entry of a safetensors header that is no tensor."""
 
 
 def load_model_config(config: RunConfig) -> Any:

@@ -145,12 +145,13 @@ def _watch(config: RunConfig, fleet: Fleet, watch: Watch, interrupts: Interrupts
             continue
         looked_s = elapsed_s
         watch.look(elapsed_s)
-        if (reason := _limit(config, watch.newest, elapsed_s)) is not None:
+        if (reason := limit(config, watch.newest, elapsed_s)) is not None:
             return reason
     return "stopped by a signal"
 
 
-def _limit(config: RunConfig, newest: Measurement | None, elapsed_s: float) -> str | None:
+def limit(config: RunConfig, newest: Measurement | None, elapsed_s: float) -> str | None:
+    """Why the run ends by its own settings; None while it goes on."""
     target, minutes = config.stop.heldout_reward, config.stop.max_minutes
     if target is not None and newest is not None and newest.mean >= target:
         return f"held-out reward {newest.mean:.3f} has reached {target:g}"

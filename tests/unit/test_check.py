@@ -72,6 +72,24 @@ def test_a_model_directory_that_is_not_complete_is_named_with_what_it_lacks(tmp_
         check_model_files(str(tmp_path / "model"))
 
 
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda content: b"nonsense", "is not a safetensors file"),
+        (lambda content: b"", "is not a safetensors file"),
+        (lambda content: content[:-1], "its header says"),
+        (lambda content: content + b"x", "its header says"),
+    ],
+)
+def test_a_broken_weights_file_is_named_without_loading_it(tmp_path, model, damage, what):
+    shutil.copytree(model, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(NotReadyError, match=what) as caught:
+        check_model_files(str(tmp_path / "model"))
+    assert caught.value.where == str(file)
+
+
 def test_a_wrong_model_path_is_named(tmp_path):
     with pytest.raises(NotReadyError, match="nowhere: is not a directory"):
         check_model_files(str(tmp_path / "nowhere"))
