@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from deploy.tiny_model import save_tiny_model
-from learner import checkpoint
+from learner import checkpoint, lead
 from learner.config import LearnerConfig
 from streaming import topics
 from streaming.audit import entries
@@ -29,7 +29,7 @@ from streaming.heartbeat import Heartbeat, role_states
 from streaming.log import open_log
 from streaming.log.protocol import Output
 from streaming.metrics import Metrics
-from streaming.records import Feedback, Version, WeightVersion, decode, encode
+from streaming.records import Feedback, Version, decode, encode
 from streaming.weights import verify
 from tests.builders import make_pair, make_response, make_role, make_weights
 
@@ -152,7 +152,8 @@ def feedback(run, ending):
 
 
 def newest_weights(run):
-    return max(read(run, topics.WEIGHTS.name, WeightVersion), key=lambda one: one.version)
+    with open_run(run) as log:
+        return lead.newest_version(log, "policy")
 
 
 def parameters(run):
@@ -242,7 +243,8 @@ def wait_for_version(run, process, is_awaited):
 
 
 def newest_version(run):
-    return newest_weights(run).version if read(run, topics.WEIGHTS.name, WeightVersion) else Version(0, 0)
+    newest = newest_weights(run)
+    return newest.version if newest else Version(0, 0)
 
 
 def assert_same(ours, theirs):
