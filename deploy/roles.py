@@ -104,6 +104,7 @@ def role_environment(config: RunConfig, role: str, *, has_gpu: bool) -> dict[str
     }.get(role, 1)
     environment = {
         "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the cores from the other roles
         "TOKENIZERS_PARALLELISM": "false",  # tokenizers warns, and may hang, when a process with its threads forks
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "VLLM_NO_USAGE_STATS": "1",
