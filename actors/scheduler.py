@@ -89,11 +89,9 @@ class Scheduler:
         self._rounds = Rounds()
         self._learner: RoleState | None = None
         self._learner_seen_s = -ROLES_S
-        self._newest_step = -1
-        self._ended_s: float | None = None  # Unix time at which every example of the data had ended
 
     def run(self, stop: threading.Event) -> None:
-        """Issue requests until `stop`, the end of the data, or the learner's end; the last version is measured first.
+        """Issue requests until `stop`, or until the learner has ended and its last version is measured.
 
         Tells why it is over in its state: health "stopped", message "end of data" or "learner stopped".
         """
@@ -160,7 +158,6 @@ class Scheduler:
             if weights.policy != self._policy:
                 continue
             self._rounds.publish(weights.version)
-            self._newest_step = weights.step
             if self._rounds.in_flight:  # it may be measured: name it before the learner can delete it
                 self._heartbeat.tell(at_once=True, leases=self._rounds.leases())
 
@@ -183,7 +180,7 @@ class Scheduler:
     def _issue_round(self) -> None:
         if not self._prompts.held_out:
             return
-        version = self._rounds.due(eval_every=self._config.eval_every, is_final=self._is_final)
+        version = self._rounds.due(eval_every=self._config.eval_every, is_final=self._learner_stopped)
         if version is not None:
             self._append([self._eval_request(i, version) for i in range(len(self._prompts.held_out))])
             self._heartbeat.tell(at_once=True, leases=self._rounds.leases())
@@ -249,31 +246,16 @@ class Scheduler:
     def _learner_stopped(self) -> bool:
         return self._learner is not None and self._learner.health == "stopped"
 
-    @property
-    def _data_over(self) -> bool:
-        """Every example of the data has ended, and what the learner made of the last ones is published."""
-        if not self._outstanding.is_exhausted(self._order.total) or self._outstanding.num_train:
-            return False
-        self._ended_s = self._ended_s or time.time()
-        # The learner tells its step before it ends the step's examples: a beat after the last ending names the last.
-        learner = self._learner
-        if learner is None or learner.time_s <= self._ended_s:
-            return False
-        return self._newest_step >= learner.numbers.get("step", 0)
-
-    @property
-    def _is_final(self) -> bool:
-        return self._learner_stopped or self._data_over
-
     def _over(self) -> str | None:
-        """Why there is nothing left to do; None while there is."""
-        if not self._is_final:
+        """Why there is nothing left to do; None while there is. The learner ends first, at the end of the data too."""
+        if not self._learner_stopped:
             return None
         if self._prompts.held_out:
             due = self._rounds.due(eval_every=self._config.eval_every, is_final=True)
             if self._rounds.in_flight or due is not None:
                 return None
-        return "end of data" if self._data_over else "learner stopped"
+        all_ended = self._outstanding.is_exhausted(self._order.total) and not self._outstanding.num_train
+        return "end of data" if all_ended else "learner stopped"
 
     def _tell(self) -> None:
         outstanding = self._outstanding

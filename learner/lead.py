@@ -16,7 +16,7 @@ from learner.batch import example_of
 from learner.checkpoint import Checkpoint, ProbeTokens, State
 from learner.config import LearnerConfig
 from learner.limits import Limits
-from learner.pairs import PairReader, is_last_batch
+from learner.pairs import PairReader, is_end_of_data, is_last_batch
 from learner.publisher import Publisher
 from learner.staleness import lineage_of, pair_staleness
 from learner.trainer import StepNumbers, Trainer
@@ -77,21 +77,30 @@ class Lead:
         self._reader = PairReader(log, metrics, policy=policy, judge=self._judge, state=state.reader if state else None)
 
     def run(self, stop: threading.Event) -> None:
-        """Train until `stop` or `max_steps`, then commit a checkpoint of whatever is new."""
+        """Train until `stop`, `max_steps` or the end of the data, then commit a checkpoint of whatever is new."""
         self._feed_back(self._to_repeat)
         self._publish()
         self._tell(health="ready")
-        while not (stop.is_set() or self._is_done):
+        reason = "max_steps" if self._is_done else None
+        while reason is None:
             batch = self._next_batch(stop)
             if batch:
                 self._take_step(batch)
-        if self._is_done and self._published_step < self._step:
+            reason = self._why_over(batch, stop)
+        if reason != "stopped" and self._published_step < self._step:
             self._publish_next()
         if self._ended or self._saved_step != self._step:
             self._checkpoint()
         self._publisher.wait()
         self._reader.close()
-        self._tell(health="stopped", message="max_steps" if self._is_done else "stopped")
+        self._tell(health="stopped", message=reason)
+
+    def _why_over(self, batch: Sequence[Pair], stop: threading.Event) -> str | None:
+        if self._is_done:
+            return "max_steps"
+        if stop.is_set():
+            return "stopped"
+        return None if batch else "end of data"
 
     @property
     def _is_done(self) -> bool:
@@ -105,7 +114,7 @@ class Lead:
         return "stale" if age is None or age > self._config.batch.max_staleness else None
 
     def _next_batch(self, stop: threading.Event) -> list[Pair]:
-        """A full batch, the last partial one, or nothing where `stop` came first."""
+        """A full batch, or the last partial one; nothing where `stop` came first or the data is over."""
         looked_s = time.monotonic()
         with self._metrics.time.spend("waiting"):
             while not stop.is_set():
@@ -117,16 +126,16 @@ class Lead:
                 if time.monotonic() - looked_s > _QUIET_S:
                     looked_s = time.monotonic()
                     self._trainer.idle()
-                    if self._has_data_ended():
+                    numbers = self._scheduler_numbers()
+                    if is_last_batch(numbers, self._reader.pending_requests) or is_end_of_data(numbers):
                         return self._reader.next_batch(self._config.batch.batch_size)
                 stop.wait(_POLL_S)
         return []
 
-    def _has_data_ended(self) -> bool:
+    def _scheduler_numbers(self) -> dict[str, float]:
+        """What the scheduler of this run last told; of an earlier start it says nothing about this one."""
         scheduler = role_states(self._log).get("scheduler-0")
-        if scheduler is None or scheduler.time_s < self._since_s:
-            return False
-        return is_last_batch(scheduler.numbers, self._reader.pending_requests)
+        return {} if scheduler is None or scheduler.time_s < self._since_s else scheduler.numbers
 
     def _settle_drops(self) -> None:
         drops = self._reader.take_drops()

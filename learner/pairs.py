@@ -188,3 +188,11 @@ def dead_letter(entry: Entry, error: RecordError) -> Output:
 def is_last_batch(numbers: dict[str, float], pending_requests: int) -> bool:
     """Whether the scheduler's numbers say that what is pending is all there will ever be."""
     return bool(numbers.get("exhausted")) and 0 < pending_requests >= numbers.get("outstanding", 0)
+
+
+def is_end_of_data(numbers: dict[str, float]) -> bool:
+    """Whether the scheduler's numbers say that every example that there will ever be has been in a step, or dropped.
+
+    Pairs may still be pending then: those that a crash took back out of a step. They are trained on first.
+    """
+    return bool(numbers.get("exhausted")) and not numbers.get("outstanding", 1)

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from learner.pairs import PairReader, is_last_batch
+from learner.pairs import PairReader, is_end_of_data, is_last_batch
 from streaming import topics
 from streaming.log import open_log
 from streaming.log.protocol import Output
@@ -170,3 +170,17 @@ def test_bytes_that_are_no_pair_go_to_the_dead_letters_untouched(log):
 )
 def test_the_last_batch_is_partial_only_when_nothing_else_is_on_its_way(numbers, pending, is_last):
     assert is_last_batch(numbers, pending) is is_last
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_over"),
+    [
+        ({"exhausted": 1, "outstanding": 0}, True),
+        ({"exhausted": 1, "outstanding": 1}, False),
+        ({"exhausted": 0, "outstanding": 0}, False),
+        ({"exhausted": 1}, False),
+        ({}, False),
+    ],
+)
+def test_the_data_is_over_when_the_scheduler_has_issued_all_and_all_of_it_has_ended(numbers, is_over):
+    assert is_end_of_data(numbers) is is_over

@@ -31,7 +31,9 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 
 @contextmanager
-def scheduling(log: Log, *, held_out: list[Prompt] | None = None, **changed) -> Iterator[threading.Thread]:
+def scheduling(
+    log: Log, *, held_out: list[Prompt] | None = None, since_s: float = 0.0, **changed
+) -> Iterator[threading.Thread]:
     """A scheduler at work in a thread; stopped on the way out. Settings by name, whatever section they are in."""
     prompts = {"path": "-", "shuffle_seed": None}
     prompts |= {name: changed.pop(name) for name in list(changed) if name in PromptsConfig.model_fields}
@@ -46,7 +48,7 @@ def scheduling(log: Log, *, held_out: list[Prompt] | None = None, **changed) -> 
         prompts_config=PromptsConfig(**prompts),
         sampling=SamplingConfig(num_candidates=2, temperature=0.5, stop=["\n"]),
         policy="policy",
-        since_s=0.0,
+        since_s=since_s,
     )
     stop = threading.Event()
     thread = threading.Thread(target=scheduler.run, args=(stop,))
@@ -56,7 +58,7 @@ def scheduling(log: Log, *, held_out: list[Prompt] | None = None, **changed) -> 
     finally:
         stop.set()
         thread.join()
-        heartbeat.close()
+        heartbeat.close(message=heartbeat.state.message)
 
 
 def append(log: Log, topic: str, key: str, *records: Record) -> None:
@@ -207,35 +209,42 @@ def test_when_the_learner_has_stopped_the_last_version_is_measured_and_the_sched
     assert len(issued(log)) == 7, "a stopped learner needs no more training requests"
 
 
-def test_the_end_of_the_data_waits_for_every_ending_and_the_last_version(log):
-    publish(log, make_weights(Version(1, 0), step=0))
+def test_at_the_end_of_the_data_the_learner_ends_first_and_its_last_version_is_measured(log):
+    publish(log, make_weights(Version(1, 0)))
     with scheduling(log, held_out=HELD_OUT, max_passes=0.5) as thread:
         until(lambda: state(log).numbers.get("exhausted") == 1)
         until(lambda: len(issued(log)) == 4)
         evaluate(log, Version(1, 0), 0.5)
-        end(log, make_feedback(0, ending="consumed"))
         train = [r for r in issued(log) if r.purpose == "train"]
         end(log, *(make_feedback(r.number, ending="consumed") for r in train))
         until(lambda: state(log).numbers.get("outstanding") == 0)
-        append(log, topics.ROLES.name, "learner-0", make_role(numbers={"step": 1.0}, time_s=time.time() + 60))
-        publish(log, make_weights(Version(1, 1), step=1))
+        publish(log, make_weights(Version(1, 1)))
+        append(log, topics.ROLES.name, "learner-0", make_role(health="stopped", message="end of data", time_s=1.0))
         until(lambda: len(issued(log)) == 6)
         evaluate(log, Version(1, 1), 0.6)
         thread.join(10)
         assert not thread.is_alive()
     assert issued(log)[-1].min_version == Version(1, 1)
-    assert len(train) == 2
+    assert (len(train), state(log).message) == (2, "end of data")
 
 
 def test_the_data_also_ends_without_held_out_prompts(log):
-    publish(log, make_weights(Version(1, 0), step=0))
     with scheduling(log, max_requests=2) as thread:
         until(lambda: len(issued(log)) == 2)
         end(log, make_feedback(0), make_feedback(1))
-        append(log, topics.ROLES.name, "learner-0", make_role(numbers={"step": 0.0}, time_s=time.time() + 60))
+        append(log, topics.ROLES.name, "learner-0", make_role(health="stopped", time_s=1.0))
         thread.join(10)
         assert not thread.is_alive()
-    assert state(log).numbers["exhausted"] == 1
+    assert state(log).message == "end of data"
+
+
+def test_what_an_earlier_start_of_the_run_said_of_its_learner_is_history(log):
+    append(log, topics.ROLES.name, "learner-0", make_role(health="stopped", time_s=1.0))
+    with scheduling(log, since_s=2.0) as thread:
+        until(lambda: len(issued(log)) == 3)
+        end(log, make_feedback(0))
+        until(lambda: len(issued(log)) == 4)
+        assert thread.is_alive()
 
 
 def test_bytes_that_are_no_feedback_are_dead_lettered_and_hold_nothing_up(log):
