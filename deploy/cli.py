@@ -53,7 +53,8 @@ def run(config: Config, set_: Set = None) -> None:
     print(f"{settings.name}: {outcome.reason} after {outcome.elapsed_s:.0f} s")
     if outcome.best is not None:
         print(f"best version {outcome.best.version}: held-out reward {outcome.best.mean:.3f} ({directory / 'best'})")
-    print(f"last version: {directory / 'last'}")
+    if (directory / "last").exists():
+        print(f"last version: {directory / 'last'}")
     print(f"report: {write_report(directory)}")
 
 
@@ -89,9 +90,12 @@ def role(
     set_: Set = None,
 ) -> None:
     """Be one role, as a plain process. Ctrl-C and SIGTERM end it cleanly."""
-    from deploy.roles import role_environment, run_role
+    from deploy.launcher import prepare
+    from deploy.roles import Process, processes, role_environment, run_role
 
     settings = load_config(config, set_ or [])
+    if Process(role, index) in processes(settings):  # run_role tells what there is where it is not
+        prepare(settings)
     for name, value in role_environment(settings, role, has_gpu=Path("/dev/nvidiactl").exists()).items():
         os.environ.setdefault(name, value)
     stop = threading.Event()

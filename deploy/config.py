@@ -23,7 +23,6 @@ from streaming.config import (
     reload_class,
 )
 from streaming.errors import ConfigError
-from streaming.weights import write_durably
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -157,9 +156,11 @@ def load_run(place: Path) -> RunConfig:
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    """Write the settings as a file that `load_config` reads; whole or not at all."""
+    """Write the settings as a file that `load_config` reads; whole or not at all, also by several processes at once."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_durably(path, text.encode())
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def changes(old: RunConfig, new: RunConfig) -> list[Change]:
