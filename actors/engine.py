@@ -91,6 +91,7 @@ class VLLMEngine:
 
     def __init__(self, llm: Any, tokenizer: Any, version: Version, *, policy: str, eos: frozenset[int]) -> None:
         self._llm = llm
+        self._max_model_len = int(llm.model_config.max_model_len)
         self._tokenizer = tokenizer
         self._version = version
         self._policy = policy
@@ -106,6 +107,8 @@ class VLLMEngine:
         cls, config: EngineConfig, directory: Path, version: Version, *, policy: str, trust_remote_code: bool = False
     ) -> "VLLMEngine":
         """Start vLLM's processes (about 15 s) with the model in this directory. Raises NotReadyError."""
+        # In a call of its own: frames of the import are never freed, and would keep what the call returns alive.
+        await asyncio.to_thread(_import_vllm, config)
         starting = asyncio.ensure_future(asyncio.to_thread(_start_llm, config, directory, trust_remote_code))
         try:
             llm = await asyncio.shield(starting)
@@ -123,7 +126,7 @@ class VLLMEngine:
 
     @property
     def max_model_len(self) -> int:
-        return int(self._llm.model_config.max_model_len)
+        return self._max_model_len
 
     def tokenize(self, request: PromptRequest) -> list[int]:
         return tokenize(self._tokenizer, request)
@@ -156,20 +159,28 @@ class VLLMEngine:
     async def pause(self) -> None:
         self._admitting.clear()
         with _engine_errors("pause"):
-            # "abort" is the default mode. Cached keys stay: their salt keeps them from any other version.
-            await self._llm.pause_generation(mode="keep", clear_cache=False)
+            # AsyncLLM's own method sleeps 20 ms so that outputs come before its return: a fifth of what a stall may
+            # last, and nothing here depends on that order. Cached keys stay: salted, no other version reads them.
+            await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
 
     async def load(self, directory: Path, version: Version) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        try:
-            await self._llm.start_weight_update()
-            await self._llm.update_weights(WeightTransferUpdateRequest({"directory": str(directory)}))
-            await self._llm.finish_weight_update(weight_version=str(version))
-        except Exception as cause:  # whatever a worker raised, vLLM hands on as a bare Exception
-            raise WeightsError(
-                f"version {version} did not load: {cause}", where=str(directory), do="Restart the engine."
-            ) from cause
+        update = WeightTransferUpdateRequest({"directory": str(directory)})
+        # All at once: the engine does them in this order, and without waiting for us in between. The label may come
+        # early, because nothing is sampled before resume.
+        steps = await asyncio.gather(
+            self._llm.start_weight_update(),
+            self._llm.update_weights(update),
+            self._llm.finish_weight_update(),
+            self._llm.update_weight_version(str(version)),
+            return_exceptions=True,
+        )
+        for cause in steps:
+            if isinstance(cause, BaseException):  # whatever a worker raised, vLLM hands on as a bare Exception
+                raise WeightsError(
+                    f"version {version} did not load: {cause}", where=str(directory), do="Restart the engine."
+                ) from cause
         self._version = version
 
     async def resume(self) -> None:
@@ -186,8 +197,9 @@ class VLLMEngine:
         for request in self._requests:
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
-        self._llm.output_handler.cancel()  # or it reports the engine's end as a failure
-        await asyncio.to_thread(self._llm.shutdown)
+        llm, self._llm = self._llm, None  # AsyncLLM's finaliser complains where it outlives the interpreter's modules
+        llm.output_handler.cancel()  # or it reports the engine's end as a failure
+        await asyncio.to_thread(llm.shutdown)
 
     async def _sample(
         self, prompt_tokens: list[int], count: int, sampling: Sampling, request_id: str
@@ -247,6 +259,11 @@ class VLLMEngine:
         )
 
 
+def _import_vllm(config: EngineConfig) -> None:
+    with _environment(config):
+        import vllm.v1.engine.async_llm  # noqa: F401
+
+
 def _start_llm(config: EngineConfig, directory: Path, trust_remote_code: bool) -> Any:
     """vLLM with its processes running. Blocks for about 15 s."""
     with _environment(config):
@@ -293,6 +310,7 @@ def _environment(config: EngineConfig) -> Iterator[None]:
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONWARNINGS": "ignore",  # those of its own libraries
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding fails, or binds to the wrong cores, in a container
     }
     if config.num_threads is not None:
