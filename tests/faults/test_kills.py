@@ -104,11 +104,24 @@ class Run:
         self.until(is_done)
         self.kills |= {state.role_id: state for state in states}
 
+    def finish(self) -> str:
+        """What the run printed, once it has ended by itself."""
+        try:
+            output, _ = self.process.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail("the run does not end" + self.story())
+        assert self.process.returncode == 0, output + self.story()
+        return output
+
     def running(self, role_id: str) -> RoleState:
         self.until(lambda: (state := self.state(role_id)) is not None and state.health == "ready")
         state = self.state(role_id)
         assert state is not None
         return state
+
+    def has_work(self, role: str) -> bool:
+        """Whether there is something in its input topic that it has not settled."""
+        return self.status().lags[role] > 0
 
     def is_back(self, role_id: str) -> bool:
         state = self.state(role_id)
@@ -197,9 +210,7 @@ def over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Over]:
     config = write_run(folder)
     with started(config, folder) as run:
         run.until(lambda: run.trained_steps() >= 2)
-        run.kill(
-            "generator-0", "scorer-0", when=lambda: run.status().lags["generator"] > 0 < run.status().lags["scorer"]
-        )
+        run.kill("generator-0", "scorer-0", when=lambda: run.has_work("generator") and run.has_work("scorer"))
         run.kill("selector-0")
         before = run.trained_steps()
         run.until(lambda: all(map(run.is_back, run.kills)) and run.trained_steps() > before)
@@ -207,8 +218,7 @@ def over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Over]:
         published = newest_weights(run.log)
         saved = checkpoint.newest(run_directory(config) / "checkpoints" / "policy")
         run.kill("scheduler-0", when=lambda: not is_exhausted(run))
-        output, _ = run.process.communicate(timeout=PATIENCE_S)
-        assert run.process.returncode == 0, output + run.story()
+        output = run.finish()
         assert published is not None and saved is not None
         yield Over(run, output, published, saved.state)
 
@@ -291,7 +301,5 @@ def test_what_was_consumed_by_lost_steps_alone_is_trained_before_the_run_ends(tm
         with frozen([scheduler.pid]):
             run.until(lambda: {one.request_number for one in run.records(topics.FEEDBACK, Feedback)} == set(range(12)))
             run.kill("learner-0")
-        output, _ = run.process.communicate(timeout=PATIENCE_S)
-        assert run.process.returncode == 0, output + run.story()
-        assert "end of data" in output
+        assert "end of data" in run.finish()
         assert audit_log(run.log, policy="policy").is_balanced, run.story()
