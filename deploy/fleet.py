@@ -37,6 +37,10 @@ STOP_S = 120.0
 """Longest wait for the roles to stop by themselves: the learner writes a checkpoint first."""
 
 
+REACH_S = 10.0
+"""Longest wait for a cluster's port to answer."""
+
+
 class Backoff:
     """How long to wait before a unit starts again. Values in, values out."""
 
@@ -248,31 +252,57 @@ def connected_ray(config: RunConfig) -> Iterator[None]:
     """A local Ray, or the cluster at RAY_ADDRESS. Raises ConfigError where the log cannot be shared by its nodes."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _reach(address)
+        if has_ray_token():  # a driver of Ray 2.60 shows its token to a cluster only where this says so
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
-    local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level="ERROR",
-            **({} if address else local),
-        )
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ValueError, OSError) as cause:
-        raise NotReadyError(
-            f"Ray does not start: {cause}",
-            where=f"RAY_ADDRESS={address}" if address else "ray",
-            do="Mend RAY_ADDRESS, or unset it to run on this machine.",
-        ) from cause
+        raise _no_ray(address, f"Ray does not start: {cause}") from cause
     try:
-        num_nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-        if num_nodes > 1 and config.log.url.startswith("sqlite:"):
-            raise ConfigError(
-                f"log.url is {config.log.url}, but the Ray cluster has {num_nodes} nodes",
-                where="log.url",
-                do="A SQLite log is for one machine: run on one node.",
-            )
+        refuse_shared_file(config.log.url, num_nodes=sum(bool(node["Alive"]) for node in ray.nodes()))
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_shared_file(url: str, *, num_nodes: int) -> None:
+    """A SQLite log is a file of one machine. Raises ConfigError where roles may land on several."""
+    if num_nodes > 1 and url.startswith("sqlite:"):
+        raise ConfigError(
+            f"{url} is a file, but the Ray cluster has {num_nodes} nodes",
+            where="log.url",
+            do="A SQLite log is for one machine: unset RAY_ADDRESS, or take a cluster of one node.",
+        )
+
+
+def has_ray_token() -> bool:
+    """Whether this person has a token for Ray clusters, wherever Ray itself looks for one."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+def _reach(address: str) -> None:
+    """Ray itself tries an address that nobody listens on for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as cause:
+        raise _no_ray(address, f"nobody answers there: {cause}") from cause
+
+
+def _no_ray(address: str | None, what: str) -> NotReadyError:
+    if address is None:
+        return NotReadyError(what, where="ray", do="See RUN/logs/launcher.log; free memory and /tmp, then run again.")
+    return NotReadyError(
+        what,
+        where=f"RAY_ADDRESS={address}",
+        do="Mend RAY_ADDRESS, or unset it to run on this machine. A cluster with a token needs it in RAY_AUTH_TOKEN.",
+    )

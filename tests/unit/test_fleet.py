@@ -1,7 +1,7 @@
 import pytest
 
 from deploy.config import RunConfig
-from deploy.fleet import MAX_FAILURES, STEADY_S, Backoff, gpus_by_role, is_hopeless
+from deploy.fleet import MAX_FAILURES, STEADY_S, Backoff, gpus_by_role, is_hopeless, refuse_shared_file
 from streaming.errors import ConfigError, DataError, LogError, NonFiniteError, NotReadyError
 
 
@@ -53,3 +53,10 @@ def test_generators_and_ranks_have_a_gpu_each_and_the_scorer_what_is_left():
 def test_too_few_gpus_are_counted_for_the_person():
     with pytest.raises(NotReadyError, match=r"3 GPUs are needed .*, Ray has 2"):
         gpus_by_role(config(world_size=2), 2)
+
+
+def test_a_log_in_a_file_is_refused_on_a_cluster_of_several_nodes():
+    refuse_shared_file("sqlite:///log.db", num_nodes=1)
+    refuse_shared_file("kafka://broker:9092", num_nodes=3)
+    with pytest.raises(ConfigError, match="the Ray cluster has 3 nodes"):
+        refuse_shared_file("sqlite:///log.db", num_nodes=3)
