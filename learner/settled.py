@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
-from streaming.frontier import IntervalSet
 
+from streaming.frontier import IntervalSet
 from streaming.records import Pair
 
 Verdict = Literal["new", "duplicate", "superseded"]
