@@ -69,7 +69,10 @@ class Engine(Protocol):
         """Sample on, with what was loaded."""
 
     async def close(self) -> None:
-        """Give everything back and end every process of the engine. Requests in flight raise EngineError."""
+        """Give everything back and end every process of the engine. Requests in flight raise EngineError.
+
+        A second close does nothing.
+        """
 
 
 async def start_engine(
@@ -193,12 +196,15 @@ class VLLMEngine:
         self._admitting.set()
 
     async def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         for request in self._requests:
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
         llm, self._llm = self._llm, None  # AsyncLLM's finaliser complains where it outlives the interpreter's modules
-        llm.output_handler.cancel()  # or it reports the engine's end as a failure
+        if llm.output_handler is not None:  # it starts with the first request
+            llm.output_handler.cancel()  # or it reports the engine's end as a failure
         await asyncio.to_thread(llm.shutdown)
 
     async def _sample(

@@ -125,6 +125,8 @@ class TransformersEngine:
         self._model_free.release()
 
     async def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         self._runner.cancel()
         await asyncio.gather(self._runner, return_exceptions=True)

@@ -221,21 +221,27 @@ async def test_requests_submitted_while_paused_are_sampled_by_the_next_version(e
     assert {c.version for group in await asyncio.gather(*waiting) for c in group} == {Version(3, 0)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_tied_embeddings_follow_an_update(folder: Path, kind: str) -> None:
-    first, second = (publish(folder / f"tied-{kind}", Version(1, i), seed=i, tied=True) for i in range(2))
-    engine = await start_engine(EngineConfig(kind=kind, num_threads=1), Path(first.location), first.version, policy="p")  # type: ignore[arg-type]
-    for weights in (first, second):
-        await apply_weights(engine, announced(weights))
-        assert weights.probe
-        assert await max_difference(engine, weights.probe) < TOLERANCE
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=KINDS)
+async def tied(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[tuple[Engine, set[psutil.Process]]]:
+    """An engine with a model whose output head is its embedding, and its processes. The last test closes it."""
+    others = engine_processes()
+    first = publish(folder / f"tied-{request.param}", Version(1, 0), tied=True)
+    config = EngineConfig(kind=request.param, num_threads=1)
+    engine = await start_engine(config, Path(first.location), first.version, policy="policy")
+    yield engine, engine_processes() - others
     await engine.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_close_ends_requests_and_leaves_no_process(first: WeightVersion, kind: str) -> None:
-    before = set(psutil.Process().children(recursive=True))
-    engine = await start_engine(EngineConfig(kind=kind, num_threads=1), Path(first.location), first.version, policy="p")  # type: ignore[arg-type]
+async def test_tied_embeddings_follow_an_update(tied: tuple[Engine, set[psutil.Process]], tmp_path: Path) -> None:
+    for number in (1, 2):
+        weights = publish(tmp_path, Version(1, number), seed=number, tied=True)
+        await apply_weights(tied[0], announced(weights))
+        assert weights.probe
+        assert await max_difference(tied[0], weights.probe) < TOLERANCE
+
+
+async def test_close_ends_requests_and_leaves_no_process(tied: tuple[Engine, set[psutil.Process]]) -> None:
+    engine, processes = tied
     under_way = [asyncio.create_task(sample(engine, 4, max_tokens=450)) for _ in range(64)]
     await asyncio.wait(under_way, timeout=0.1)
     await engine.close()
@@ -244,12 +250,13 @@ async def test_close_ends_requests_and_leaves_no_process(first: WeightVersion, k
     assert all(isinstance(outcome, EngineError | list) for outcome in outcomes)
     with pytest.raises(EngineError):
         await sample(engine)
-    left = [
-        p
-        for p in set(psutil.Process().children(recursive=True)) - before
-        if "resource_tracker" not in " ".join(p.cmdline())
-    ]
-    assert not left
+    assert not psutil.wait_procs(processes, timeout=5)[1]
+    await engine.close()
+
+
+def engine_processes() -> set[psutil.Process]:
+    """Every process that vLLM runs for this one."""
+    return {process for process in psutil.Process().children(recursive=True) if process.name().startswith("VLLM::")}
 
 
 def largest_difference(found: list[list[float]], expected: list[list[float]]) -> float:
