@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -165,7 +165,8 @@ def frozen(pids: list[int]) -> Iterator[list[int]]:
         yield pids
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def write_run(folder: Path, **changed: Any) -> RunConfig:
@@ -246,23 +247,13 @@ def test_every_request_was_issued_once_and_ended_exactly_one_way(over: Over) -> 
 
 
 def test_nothing_is_trained_twice_in_the_lineage_that_survives(over: Over) -> None:
-    consumed = {
-        (one.request_number, one.index, one.epoch, one.step)
-        for one in over.run.records(topics.FEEDBACK, Feedback)
-        if one.ending == "consumed" and not one.reason
-    }
-    surviving = [one for one in consumed if one[2] == 2 or one[3] <= over.saved.step]
-    assert {epoch for _, _, epoch, _ in surviving} == {1, 2}
-    assert len({(number, index) for number, index, _, _ in surviving}) == len(surviving), over.run.story()
-    trained = {
-        (one.request_number, one.index, one.epoch, one.step)
-        for one in over.run.records(topics.FEEDBACK, Feedback)
-        if one.ending == "trained"
-    }
-    assert trained == set(surviving), over.run.story()
+    surviving = {one for one in in_steps(over.run) if one.epoch == 2 or one.step <= over.saved.step}
+    assert {one.epoch for one in surviving} == {1, 2}
+    assert len({(one.request_number, one.index) for one in surviving}) == len(surviving), over.run.story()
+    assert trained(over.run) == surviving, over.run.story()
 
 
-def test_the_generator_follows_the_restored_lineage(over: Over) -> None:
+def test_the_generator_never_goes_back_to_an_older_lineage(over: Over) -> None:
     published, saved = over.published.version, over.saved.version
     assert saved < published and published.epoch == saved.epoch == 1
     groups = sorted(over.run.records(topics.CANDIDATES, Group), key=lambda group: group.sampled_s)
@@ -270,19 +261,13 @@ def test_the_generator_follows_the_restored_lineage(over: Over) -> None:
     assert versions == sorted(versions), "it never went back"
     assert versions[0] == Version(1, 0)
     assert versions[-1].epoch == 2
-    final = newest_weights(over.run.log)
-    assert over.run.state("generator-0").version == final.version, over.run.story()
 
 
 def test_nothing_that_a_lost_version_sampled_is_trained_on(over: Over) -> None:
     """What was published after the newest checkpoint has no descendants."""
     pairs = {(pair.pair_id, pair.content_hash): pair for pair in over.run.records(topics.pairs("policy"), Pair)}
-    trained = {
-        (one.pair_id, one.content_hash)
-        for one in over.run.records(topics.FEEDBACK, Feedback)
-        if one.ending == "trained" and one.epoch == 2
-    }
-    versions = {version for place in trained for version in versions_of(pairs[place])}
+    later = [one for one in over.run.records(topics.FEEDBACK, Feedback) if one.ending == "trained" and one.epoch == 2]
+    versions = {version for one in later for version in versions_of(pairs[one.pair_id, one.content_hash])}
     assert versions
     assert not [version for version in versions if version.epoch == 1 and version > over.saved.version]
 
@@ -291,8 +276,10 @@ def versions_of(pair: Pair) -> Iterable[Version]:
     return {span.version for side in (pair.chosen, pair.rejected) if side is not None for span in side.spans}
 
 
-def test_what_was_consumed_by_lost_steps_alone_is_trained_before_the_run_ends(tmp_path: Path) -> None:
-    """The scheduler hears that everything was consumed only when the learner that consumed it is dead."""
+def test_steps_that_no_checkpoint_holds_are_taken_again_and_the_generator_follows_from_lower_numbers(
+    tmp_path: Path,
+) -> None:
+    """The learner dies when all is consumed and nothing saved. What it had consumed used to be lost for ever."""
     learner = {**SETTINGS["learner"], "batch": {"batch_size": 1}, "checkpoint": {"every_steps": 1000}}
     config = write_run(tmp_path, learner=learner, scheduler={"pipeline_depth": 16, "max_requests": 12})
     with started(config, tmp_path) as run:
@@ -300,6 +287,41 @@ def test_what_was_consumed_by_lost_steps_alone_is_trained_before_the_run_ends(tm
         run.until(lambda: sum(run.log.end_offsets(topics.PROMPTS.name).values()) == 12)
         with frozen([scheduler.pid]):
             run.until(lambda: {one.request_number for one in run.records(topics.FEEDBACK, Feedback)} == set(range(12)))
+            lost = Version(1, len(in_steps(run)))
+            run.until(lambda: held(run) == lost)
             run.kill("learner-0")
+            run.until(lambda: (version := held(run)) is not None and version.epoch == 2)
+            assert held(run).number <= lost.number
         assert "end of data" in run.finish()
         assert audit_log(run.log, policy="policy").is_balanced, run.story()
+        assert {one.epoch for one in trained(run)} == {2}
+
+
+def held(run: Run) -> Version | None:
+    """The version that the generator says it samples with."""
+    state = run.state("generator-0")
+    return None if state is None else state.version
+
+
+class Place(NamedTuple):
+    """Which step an example was in."""
+
+    request_number: int
+    index: int
+    epoch: int
+    step: int
+
+
+def in_steps(run: Run) -> set[Place]:
+    """Every example that was ever in a step."""
+    return places(run, "consumed")
+
+
+def trained(run: Run) -> set[Place]:
+    """Every example that a durable checkpoint holds."""
+    return places(run, "trained")
+
+
+def places(run: Run, ending: str) -> set[Place]:
+    found = [one for one in run.records(topics.FEEDBACK, Feedback) if one.ending == ending and not one.reason]
+    return {Place(one.request_number, one.index, one.epoch, one.step) for one in found}
