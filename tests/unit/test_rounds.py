@@ -166,9 +166,10 @@ def test_the_order_in_which_a_restart_hears_of_rounds_does_not_matter():
     rounds = Rounds()
     for request, round in [(3, 1), (0, 0), (2, 1), (1, 0)]:
         rounds.issue(make_prompt(request, purpose="eval", round=round, round_size=2, min_version=V(1, 8 * round)))
-    for request in (3, 1, 0, 2):
+    for request in (3, 2, 1, 0):
         end(rounds, request, V(1, 8 * (request // 2)), round=request // 2)
     assert rounds.next_number == 2
     assert rounds.newest is not None and rounds.newest.version == V(1, 8)
+    assert rounds.best is not None and rounds.best.version == V(1, 0)
     rounds.publish(V(1, 9))
     assert due(rounds) is None

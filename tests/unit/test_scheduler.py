@@ -131,7 +131,9 @@ def test_a_restart_goes_on_with_the_next_number_and_prompt_and_knows_what_is_out
 
 def test_evaluation_does_not_shift_the_order_of_training_prompts(log):
     publish(log, make_weights(Version(1, 0)))
-    with scheduling(log, held_out=HELD_OUT, pipeline_depth=4):
+    with scheduling(log, held_out=HELD_OUT, pipeline_depth=2):
+        until(lambda: len(issued(log)) == 4)
+        end(log, *(make_feedback(r.number) for r in issued(log) if r.purpose == "train"))
         until(lambda: len(issued(log)) == 6)
     train = [r for r in issued(log) if r.purpose == "train"]
     assert [(r.ordinal, r.prompt_id) for r in train] == [(i, f"t{i}") for i in range(4)]
@@ -201,7 +203,8 @@ def test_when_the_learner_has_stopped_the_last_version_is_measured_and_the_sched
         publish(log, make_weights(Version(1, 1)))
         append(log, topics.ROLES.name, "learner-0", make_role(health="stopped", message="max_steps", time_s=1.0))
         until(lambda: len(issued(log)) == 7)
-        end(log, make_feedback(0, ending="consumed"))
+        end(log, *(make_feedback(r.number) for r in issued(log) if r.purpose == "train"))
+        until(lambda: state(log).numbers["outstanding"] == 0)
         evaluate(log, Version(1, 1), 0.6)
         thread.join(10)
         assert not thread.is_alive()
