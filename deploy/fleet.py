@@ -151,21 +151,22 @@ class Fleet:
             self._ended(unit, reference) for unit in self._units for reference in ready if reference in unit.running
         ]
 
-    def stop(self, hurry: threading.Event) -> list[Process]:
-        """Ask every process to end, and wait for them. `hurry` kills what is left. Returns what had to be killed."""
+    def stop(self, hurry: threading.Event) -> list[Ended]:
+        """Ask every process to end, and wait for them. `hurry` kills what is left. Returns what did not end well."""
         for unit in self._units:
             unit.again_at_s = None
             for actor in unit.actors:
                 actor.stop.remote()
         left = {reference: process for unit in self._units for reference, process in unit.running.items()}
+        ended: list[Ended] = []
         until_s = time.monotonic() + STOP_S
         while left and not hurry.is_set() and time.monotonic() < until_s:
             ready, _ = self._ray.wait(list(left), num_returns=1, timeout=0.2)
-            for reference in ready:
-                del left[reference]
+            ended += [Ended(left.pop(reference), self._error_of(reference), None) for reference in ready]
+        ended += [Ended(process, TimeoutError("it did not stop and was killed"), None) for process in left.values()]
         for unit in self._units:
             self._kill(unit)
-        return list(left.values())
+        return [one for one in ended if one.error is not None]
 
     def _start(self, unit: Unit) -> None:
         unit.again_at_s = None

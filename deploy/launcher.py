@@ -13,12 +13,12 @@ from types import FrameType
 from typing import NamedTuple
 
 from deploy.config import SAVED, Change, RunConfig, changes, load_run, save_config
-from deploy.fleet import Fleet, connected_ray
+from deploy.fleet import Ended, Fleet, connected_ray
 from deploy.live import View
 from deploy.promotion import best_of
 from deploy.roles import log_path, open_run_log, processes, run_directory
 from deploy.watch import Watch
-from streaming.errors import ConfigError
+from streaming.errors import ConfigError, StreamDPOError
 from streaming.evaluation import Measurement
 
 POLL_S = 0.2
@@ -123,13 +123,25 @@ def printing_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def started_fleet(config: RunConfig, since_s: float, interrupts: Interrupts, view: View) -> Iterator[Fleet]:
-    """The roles, running; on the way out, whatever the reason, all of them have ended."""
+    """The roles, running; on the way out, whatever the reason, all of them have ended.
+
+    Raises StreamDPOError where the learner could not end: what it learned since its newest checkpoint is lost.
+    """
     fleet = Fleet(config, since_s=since_s)
+    broken: list[Ended] = []
     try:
         yield fleet
     finally:
-        for process in fleet.stop(interrupts.hurry):
-            view.event(f"{process.role_id} did not stop by itself and was killed")
+        broken = fleet.stop(interrupts.hurry)
+        for process, error, _ in broken:
+            view.event(f"{process.role_id} did not end well: {error}")
+    for process, error, _ in broken:
+        if process.role == "learner" and not interrupts.hurry.is_set():
+            raise StreamDPOError(
+                f"the learner did not end well, so its newest steps may be in no checkpoint: {error}",
+                where=str(log_path(config, process.role_id)),
+                do="The same command trains them again, from the newest checkpoint.",
+            )
 
 
 def _watch(config: RunConfig, fleet: Fleet, watch: Watch, interrupts: Interrupts, started_s: float) -> str:
