@@ -86,18 +86,20 @@ class EngineKeeper:
             engine = self._engine
             assert engine is not None, "update comes after start"
             outcome: Outcome = "failed"
-            with self._metrics.time.spend("updating"):
-                try:
-                    began = time.monotonic()
-                    if not await apply_weights(engine, weights):
-                        return "current"
-                    self._metrics.observe("weight_update_seconds", time.monotonic() - began)
-                    outcome = "parity"
-                    await self._check_parity(engine, weights)
-                except (WeightsError, EngineError) as error:
-                    self._count(outcome, error)
+            try:
+                began = time.monotonic()
+                with self._metrics.time.spend("updating"):
+                    is_applied = await apply_weights(engine, weights)
+                if not is_applied:
+                    return "current"
+                self._metrics.observe("weight_update_seconds", time.monotonic() - began)
+                outcome = "parity"
+                await self._check_parity(engine, weights)  # a request among others: the engine samples on meanwhile
+            except (WeightsError, EngineError) as error:
+                self._count(outcome, error)
+                with self._metrics.time.spend("updating"):
                     await self._replace(engine, [weights, *self._weights])
-                    return outcome
+                return outcome
             await self._hold(engine, weights)
             self._count("applied")
             return "applied"
