@@ -19,7 +19,7 @@ from tests.builders import EOS, make_candidate, make_group, make_prompt, tokens_
 
 pytestmark = pytest.mark.slow
 
-CONFIG = LearnerConfig.model_validate({"num_threads": 1, "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0}})
+CONFIG = LearnerConfig.model_validate({"num_threads": 1, "optimizer": {"learning_rate": 1e-3, "warmup_steps": 0}})
 TOLERANCE = 1e-4
 LONG_PROMPT = make_prompt(1, text="a prompt that is much longer than the others = ")
 ONE_TOKEN = [make_candidate("7", has_eos=False), make_candidate("", tokens=[EOS])]
@@ -33,7 +33,15 @@ GROUPS = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), tied=True)
+    """Random, but far enough from uniform that small changes of its weights change its answers."""
+    directory = save_tiny_model(tmp_path_factory.mktemp("model"), tied=True)
+    loaded = AutoModelForCausalLM.from_pretrained(directory)
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4.0)
+    loaded.save_pretrained(directory)
+    return directory
 
 
 class Learner(NamedTuple):
@@ -124,7 +132,7 @@ def test_a_published_version_generates_what_the_learners_model_generates(
 def greedy(model: Any, directory: str | Path) -> list[str]:
     """The likeliest answers, by the tokenizer of this directory."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    prompts = [tokenizer(group.request.text, return_tensors="pt") for group in GROUPS]
+    prompts = tokenizer([f"{number} + {number} = " for number in range(10)], return_tensors="pt")
     with torch.no_grad():
-        answers = [model.generate(**prompt, do_sample=False, max_new_tokens=24)[0] for prompt in prompts]
-    return [tokenizer.decode(answer) for answer in answers]
+        answers = model.generate(**prompts, do_sample=False, max_new_tokens=32)
+    return tokenizer.batch_decode(answers)
