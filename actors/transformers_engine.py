@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from actors.config import EngineConfig
 from actors.tokens import eos_tokens, load_tokenizer, response_text, tokenize
@@ -204,6 +204,7 @@ class TransformersEngine:
                 attention_mask=mask_BT,
                 generation_config=self._settings(sampling, max_tokens, pad),
                 logits_processor=[recorder],
+                stopping_criteria=[_Interrupt(lambda: self._closed)],
                 tokenizer=self._tokenizer if sampling.stop else None,
             )
         return out_BT[:, width:].tolist(), recorder.finish(out_BT).tolist()
@@ -267,6 +268,16 @@ class _Recorder(LogitsProcessor):  # type: ignore[misc]
     def _pick(self, ids_BT: Tensor) -> None:
         if self._newest_BV is not None:
             self._chosen.append(self._newest_BV.gather(-1, ids_BT[:, -1:]))
+
+
+class _Interrupt(StoppingCriteria):  # type: ignore[misc]
+    """Ends a batch whose answers nobody waits for any more: a batch of long responses takes minutes on a CPU."""
+
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self._is_over = is_over
+
+    def __call__(self, input_ids: Tensor, scores: Any, **rest: Any) -> Tensor:
+        return torch.full((len(input_ids),), self._is_over(), device=input_ids.device)
 
 
 def _load_model(config: EngineConfig, directory: Path, trust_remote_code: bool) -> Any:
