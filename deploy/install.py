@@ -40,7 +40,7 @@ def main() -> int:
     try:
         install(python, chosen.torch_cpu_index)
     except subprocess.CalledProcessError as error:
-        print(f"Installing failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        print(error.stderr or "", f"Installing failed: {' '.join(map(str, error.cmd))}", sep="\n", file=sys.stderr)
         print("  Check the network and pip's settings, then run the same command again.", file=sys.stderr)
         return 3
     stamp.write_text(wanted)
@@ -85,7 +85,7 @@ def install_cpu_torch(python: Path, torch: str, cpu_index: str) -> None:
         pip(python, "install", torch)
         return
     try:
-        pip(python, "install", "--index-url", cpu_index, torch)
+        pip(python, "install", "--retries", "0", "--index-url", cpu_index, torch)
     except subprocess.CalledProcessError:
         print(f"No CPU build of {torch} at {cpu_index}: taking the package index's build (several GB).", flush=True)
         pip(python, "install", torch)
@@ -104,12 +104,9 @@ def builds_for_cpu(python: Path, torch: str) -> bool:
 
 
 def pip(python: Path, *arguments: str) -> None:
+    """Raises subprocess.CalledProcessError, with what pip said, where it fails."""
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
-    finished = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    lines = [line for line in finished.stderr.splitlines() if not line.startswith("WARNING: Location")]
-    if lines:
-        print(*lines, sep="\n", file=sys.stderr)
-    finished.check_returncode()
+    subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
 
 
 if __name__ == "__main__":
