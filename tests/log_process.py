@@ -15,13 +15,16 @@ from types import TracebackType
 from streaming.log.protocol import Entry, Log, Output
 from streaming.log.sqlite import SQLiteLog
 
-LEASE_S = 0.6
-"""Leases of these processes and of the logs beside them: short, so that a death is noticed in a test's time."""
+SHORT_LEASE_S = 1.0
+"""Where a member dies: its death is noticed in a test's time, and a busy machine does not bury the living."""
+
+LONG_LEASE_S = 60.0
+"""Where none dies: none is taken for dead either."""
 
 
-def open_file(path: Path, run: str = "test") -> SQLiteLog:
-    """A log with short leases."""
-    return SQLiteLog(path, run=run, max_record_bytes=2**20, max_bytes=2**30, lease_s=LEASE_S)
+def open_file(path: Path, run: str = "test", *, lease_s: float = LONG_LEASE_S) -> SQLiteLog:
+    """A log whose members are dead when nothing was heard of them for so long."""
+    return SQLiteLog(path, run=run, max_record_bytes=2**20, max_bytes=2**30, lease_s=lease_s)
 
 
 class LogProcess:
@@ -95,8 +98,9 @@ def tell(entry: Entry) -> None:
 
 HELD: list[object] = []
 VERBS = {"append": append, "hold": hold, "take": take}
+LEASES = {"append": LONG_LEASE_S, "hold": SHORT_LEASE_S, "take": LONG_LEASE_S}
 
 if __name__ == "__main__":
-    with open_file(Path(sys.argv[1]), sys.argv[2]) as log:
+    with open_file(Path(sys.argv[1]), sys.argv[2], lease_s=LEASES[sys.argv[3]]) as log:
         VERBS[sys.argv[3]](log, *sys.argv[4:])
         sys.stdin.read()

@@ -12,7 +12,7 @@ import pytest
 from streaming.errors import LeaseLostError, LogError, TooLargeError, TrimmedError
 from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
 from tests.fakes import Crash, CrashingLog
-from tests.log_process import LogProcess, open_file
+from tests.log_process import LONG_LEASE_S, SHORT_LEASE_S, LogProcess, open_file
 
 Open = Callable[..., Log]
 IN = ("in", 0)
@@ -26,8 +26,8 @@ class SQLiteBackend:
         self.path = folder / "log.db"
         self._opened: list[Log] = []
 
-    def open(self, run: str = "test") -> Log:
-        self._opened.append(open_file(self.path, run))
+    def open(self, run: str = "test", *, lease_s: float = LONG_LEASE_S) -> Log:
+        self._opened.append(open_file(self.path, run, lease_s=lease_s))
         return self._opened[-1]
 
     def process(self, verb: str, *arguments: str) -> LogProcess:
@@ -322,7 +322,8 @@ def test_a_commit_of_a_partition_that_moved_is_refused_whole(log: Log) -> None:
         assert {place for place, offset in log.committed("g", ["prompts"]).items() if offset > 0} == kept
 
 
-def test_a_killed_members_partitions_move_to_another(backend: SQLiteBackend, log: Log) -> None:
+def test_a_killed_members_partitions_move_to_another(backend: SQLiteBackend) -> None:
+    log = backend.open(lease_s=SHORT_LEASE_S)
     fill(log, 20, "prompts")
     with backend.process("hold", "g", "prompts") as process:
         held = process.lines(20)
@@ -335,11 +336,12 @@ def test_a_killed_members_partitions_move_to_another(backend: SQLiteBackend, log
             assert numbers(found) == list(range(20))
 
 
-def test_a_busy_member_keeps_its_lease_while_it_reads_nothing(backend: SQLiteBackend, log: Log) -> None:
+def test_a_busy_member_keeps_its_lease_while_it_reads_nothing(backend: SQLiteBackend) -> None:
+    log = backend.open(lease_s=SHORT_LEASE_S)
     fill(log, 20, "prompts")
     with log.subscribe("g", ["prompts"]) as consumer:
         read = drain(consumer)
-        with backend.open().subscribe("g", ["prompts"]) as other:
+        with backend.open(lease_s=SHORT_LEASE_S).subscribe("g", ["prompts"]) as other:
             assert other.read(max_records=1, timeout_s=1.5) == []  # for longer than a lease
         consumer.commit(behind(read))
 

@@ -11,7 +11,7 @@ from streaming.rewards import WeightedSource
 from streaming.rewards.function import FunctionSource
 from tests.builders import make_entry, make_group, make_prompt
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class CountingReference:

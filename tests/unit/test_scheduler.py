@@ -80,9 +80,9 @@ def issued(log: Log) -> list[PromptRequest]:
 
 def until(holds: Callable[[], bool]) -> None:
     """Wait for another thread's work; a promise that is never kept fails here."""
-    limit_s = time.monotonic() + 10
+    limit_s = time.monotonic() + 60
     while not holds():
-        assert time.monotonic() < limit_s, "did not happen within 10 s"
+        assert time.monotonic() < limit_s, "did not happen within a minute"
         threading.Event().wait(0.005)
 
 
@@ -260,7 +260,7 @@ def test_bytes_that_are_no_feedback_are_dead_lettered_and_hold_nothing_up(log):
 
 
 def test_a_slot_that_is_free_is_filled_at_once(log):
-    """The median of twenty: one slow write of a busy disk does not decide."""
+    """The quickest of twenty, whatever else the machine does: a scheduler that slept would be late every time."""
     waits = []
     with scheduling(log):
         until(lambda: len(issued(log)) == 3)
@@ -271,4 +271,4 @@ def test_a_slot_that_is_free_is_filled_at_once(log):
                 while not prompts.read(max_records=1, timeout_s=5):
                     pass
                 waits.append(time.monotonic() - began_s)
-    assert sorted(waits)[10] < 0.05
+    assert min(waits) < 0.02

@@ -25,7 +25,7 @@ from tests.builders import make_group, make_prompt
 from tests.fakes import Crash, CrashingLog
 from tests.unit.test_asking import CountingReference
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def lengths(completions: list[str], **_: Any) -> list[float]:
