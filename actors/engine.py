@@ -27,6 +27,10 @@ CPU_KV_CACHE_BYTES = 256 * 1024 * 1024
 """Enough for 128 short sequences of a small model; vLLM's own default is a share of the host's whole memory."""
 
 
+OWNED = "STREAMDPO_OWNED_ENGINE"
+"""Environment variable of the processes of our engines; another use of vLLM in this installation lacks it."""
+
+
 class Engine(Protocol):
     """A model that answers prompts while its weights change."""
 
@@ -313,6 +317,7 @@ def _environment(config: EngineConfig) -> Iterator[None]:
     """vLLM and its processes read these when they start; afterwards the environment is as before."""
     before = dict(os.environ)
     os.environ |= {
+        OWNED: "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",

@@ -1,4 +1,4 @@
-"""The part of a weight update that runs inside vLLM's worker processes: read the files, load all of it, or fail.
+"""What runs inside vLLM's own processes: reading a published version's files and loading all of it, or failing.
 
 vLLM finds `register` through the entry point `vllm.general_plugins` in every process that it starts. The files were
 verified against their manifest before the engine was paused; here they only have to fill every parameter.
@@ -6,6 +6,11 @@ verified against their manifest before the engine was paused; here they only hav
     start_weight_update -> update_weights({"directory": ...}) -> finish_weight_update
 """
 
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +24,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from actors.engine import OWNED
 from streaming.errors import WeightsError
 
 BACKEND = "streamdpo_safetensors"
@@ -29,8 +35,18 @@ def register() -> None:
     """Make the backend known to this process. vLLM may call it several times."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, SafetensorsTransfer)
+    if BACKEND in WeightTransferEngineFactory._registry:
+        return
+    WeightTransferEngineFactory.register_engine(BACKEND, SafetensorsTransfer)
+    parent = multiprocessing.parent_process()
+    if parent is not None and OWNED in os.environ:
+        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _die_with(sentinel: int) -> None:
+    """End this process when its parent is gone. vLLM 0.32 does not: a killed generator left its engine behind."""
+    multiprocessing.connection.wait([sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass

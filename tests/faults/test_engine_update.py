@@ -1,11 +1,14 @@
-"""A version whose bytes are as announced and yet do not load: the engine stays paused, the generator gets a new one."""
+"""Engines that fail: a version whose bytes are as announced and yet do not load, and processes that are killed."""
 
 import asyncio
 import functools
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +20,7 @@ from streaming.log.protocol import Log
 from streaming.records import Sampling, Version, WeightVersion
 from streaming.weights import write_manifest
 from tests.builders import make_prompt, tokens_of
+from tests.engine_process import READY
 from tests.published import publish
 from tests.scripted_engine import announce, running
 
@@ -110,3 +114,31 @@ def test_the_generator_goes_on_from_the_version_before_and_takes_the_next_one(
         run.until(lambda: run.heartbeat.state.version == Version(1, 2))
         assert run.heartbeat.state.health == "ready"
         assert run.metrics.value("parity_max_abs_difference") < 1e-4
+
+
+@pytest.mark.slow
+def test_an_engine_process_that_is_killed_is_replaced(log: Log, tmp_path: Path) -> None:
+    with running(log, tmp_path, make_engine("vllm"), patience_s=120) as run:
+        announce(log, publish(tmp_path, Version(1, 0)))
+        run.until(lambda: run.heartbeat.state.health == "ready")
+        run.ask(*(make_prompt(i, sampling=Sampling(max_tokens=300)) for i in range(40)))
+        run.until(lambda: run.heartbeat.state.numbers.get("in_flight"))
+        for process in psutil.Process().children():
+            if process.name() == "VLLM::EngineCore":
+                process.kill()
+        groups = run.groups(40)
+    assert {len(group.candidates) for group in groups} == {2}
+
+
+@pytest.mark.slow
+def test_a_generator_that_is_killed_leaves_no_engine_behind(tmp_path: Path) -> None:
+    """Its engine went on without it, and on a GPU kept the memory that the next one needs."""
+    weights = publish(tmp_path, Version(1, 0))
+    command = [sys.executable, "-m", "tests.engine_process", weights.location]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert any(line.strip() == READY for line in holder.stdout)
+        processes = psutil.Process(holder.pid).children(recursive=True)
+        holder.kill()
+        assert len(processes) >= 2
+        assert not psutil.wait_procs(processes, timeout=20)[1]
