@@ -40,16 +40,18 @@ class Finding(NamedTuple):
 def all_checks(config: RunConfig) -> Iterator[Finding]:
     """Every check, one after the other; a failed one does not stop the others."""
     prompts: list[Prompt] = []
+    held_out: list[Prompt] = []
 
     def read() -> str:
         prompts.extend(read_prompts(config.prompts))
-        return describe_prompts(prompts) + describe_held_out(config)
+        held_out.extend(read_eval_prompts(config.prompts))
+        return describe_prompts(prompts) + describe_held_out(prompts, held_out)
 
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", check_packages),
         ("pipeline", lambda: describe_pipeline(config)),
         ("prompts", read),
-        ("model", lambda: check_model(config, prompts)),
+        ("model", lambda: check_model(config, [*prompts, *held_out])),
         *((f"reward {source.name}", _reward_check(config, i, prompts)) for i, source in enumerate(config.rewards)),
         ("log", lambda: check_log(config)),
         ("disk", lambda: check_disk(config)),
@@ -112,9 +114,14 @@ def describe_prompts(prompts: Sequence[Prompt]) -> str:
     return f"{' and '.join(kinds)}, columns for rewards: {', '.join(columns) or 'none'}"
 
 
-def describe_held_out(config: RunConfig) -> str:
-    held_out = read_eval_prompts(config.prompts)
-    return f"; {len(held_out)} held out" if held_out else "; none held out, so no held-out reward is measured"
+def describe_held_out(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> str:
+    """How many prompts measure, and how many of them are trained on all the same."""
+    if not held_out:
+        return "; none held out, so no held-out reward is measured"
+    trained = {prompt.prompt_id for prompt in prompts}
+    num_both = sum(prompt.prompt_id in trained for prompt in held_out)
+    warning = f" (WARNING: {num_both} of them are training prompts too, which flatters the measurement)"
+    return f"; {len(held_out)} held out{warning if num_both else ''}"
 
 
 def check_model(config: RunConfig, prompts: Sequence[Prompt]) -> str:

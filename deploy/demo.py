@@ -99,8 +99,9 @@ def describe(measured: Sequence[Measurement], directory: Path) -> float | None:
     best = max(measured, key=lambda one: one.mean)
     for name, one, place in (
         ("before", before, ""),
-        ("after", after, directory / "last"),
+        ("after", after, ""),
         ("best", best, directory / "best"),
     ):
         print(f"{name + ':':8} held-out reward {one.mean:.3f} over {one.count} samples, version {one.version}  {place}")
+    print(f"last:    the newest version, trained a little further than any measurement  {directory / 'last'}")
     return after.mean - before.mean

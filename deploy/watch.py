@@ -108,7 +108,7 @@ class Watch:
                     continue
                 if one.ending == "evaluated":
                     self._evaluated.append(one)
-                elif one.ending in ("consumed", "dropped") and one.time_s >= self._since_s:
+                elif one.ending in ("consumed", "dropped") and one.round is None and one.time_s >= self._since_s:
                     self._endings[one.reason or one.ending] += 1
         self._warn_of_missing_rewards()
         return len(self._evaluated) > before

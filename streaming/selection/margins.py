@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 from streaming.records import Candidate, Implicit, Margins, SourceRewards
 
+NOT_APPLICABLE = "not_applicable"
+"""Why a source gave no value where it declined to judge: it said None, as for a prompt of another task."""
+
 SAMPLED = "sampled"
 """Name of the implicit reward whose model is the one that sampled the candidate."""
 
@@ -23,11 +26,12 @@ def combined(rewards: Sequence[SourceRewards], num_candidates: int) -> list[floa
 
 
 def measured(rewards: Sequence[SourceRewards], num_candidates: int) -> float | None:
-    """The mean combined reward, for an evaluation; None where a whole source is missing.
+    """The mean combined reward, for an evaluation; None where a whole source has failed.
 
-    Without that source the mean would be on another scale than the other prompts of the same measurement.
+    Without that source the mean would be on another scale than the same prompt's in other measurements. A source
+    that declined to judge is left out: it declines for this prompt every time.
     """
-    if any(source.weight and all(value is None for value in source.values) for source in rewards):
+    if any(source.weight and _has_failed(source) for source in rewards):
         return None
     values = [value for value in combined(rewards, num_candidates) if value is not None]
     return mean(values) if values else None
@@ -63,6 +67,11 @@ def sampled_logprob(candidate: Candidate) -> float | None:
         return None
     total = math.fsum(candidate.logprobs)
     return total if math.isfinite(total) else None
+
+
+def _has_failed(source: SourceRewards) -> bool:
+    is_missing = all(value is None for value in source.values)
+    return is_missing and any(reason != NOT_APPLICABLE for reason in source.reasons or [None])
 
 
 def _weighted(sources: Sequence[SourceRewards], candidate: int) -> float | None:

@@ -39,7 +39,7 @@ def trl(model: str, learning_rate: str) -> dict[str, Any]:
     """The peer in a process of its own."""
     command = [sys.executable, "-m", "tests.bench.trl_peer", model, learning_rate]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
-    line = next(line for line in finished.stdout.splitlines() if line.startswith("{"))
+    line = next(line for line in finished.stdout.splitlines() if line.startswith('{"learning_rate'))
     result: dict[str, Any] = json.loads(line)
     print(f"  TRL at {learning_rate}: {result['curve'][-1]}", flush=True)
     return result

@@ -18,9 +18,11 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from deploy.demo_task import correct, sums
 
 TARGET = 0.95
-MAX_STEPS = 150
+MAX_STEPS = 400
 BATCH_SIZE = 64
 EVAL_EVERY = 5
+COLLAPSE_STEPS, COLLAPSED = 60, 0.1
+"""A rate that has come to less than this after so many steps does not come back."""
 BETA = 0.1
 
 
@@ -45,7 +47,8 @@ class Curve(TrainerCallback):  # type: ignore[misc]
         reward = heldout_reward(model, self.tokenizer)
         samples = state.global_step * BATCH_SIZE * 2
         self.points.append({"samples": samples, "seconds": round(self.seconds, 2), "reward": round(reward, 4)})
-        control.should_training_stop = reward >= TARGET
+        has_collapsed = state.global_step >= COLLAPSE_STEPS and reward < COLLAPSED
+        control.should_training_stop = reward >= TARGET or has_collapsed
         self.since = time.perf_counter()
 
 

@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from streaming.records import Implicit, Margins
@@ -59,3 +60,11 @@ def test_a_response_without_all_its_logprobs_has_no_sum(logprobs: list[float]) -
 
 def test_the_sum_of_logprobs_includes_the_end_of_sequence() -> None:
     assert margins.sampled_logprob(make_candidate("ab", logprob=-0.5)) == -1.5
+
+
+def test_a_source_that_declines_to_judge_a_prompt_is_left_out_of_its_measurement() -> None:
+    """Rewards of several tasks, each None for the others' prompts, once left every held-out round unmeasured."""
+    failed = make_rewards([None], source="code")
+    declined = msgspec.structs.replace(failed, reasons=["not_applicable"])
+    assert margins.measured([make_rewards([1.0]), declined], 1) == 1.0
+    assert margins.measured([make_rewards([1.0]), failed], 1) is None
