@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import pytest
+
+from actors.reading import PromptReader, WeightsReader
+from streaming import topics
+from streaming.errors import LeaseLostError
+from streaming.log.protocol import Entry, Log, Offsets
+from streaming.records import Version
+from tests.builders import make_prompt, make_weights
+from tests.fakes import CrashingConsumer, CrashingLog
+from tests.scripted_engine import announce, append
+
+NUM_PROMPTS = 40
+
+
+@pytest.fixture
+def asked(log: Log) -> Log:
+    """A log with prompts in every partition."""
+    for i in range(NUM_PROMPTS):
+        request = make_prompt(i)
+        append(log, topics.PROMPTS, request.prompt_id, request)
+    return log
+
+
+def committed(log: Log) -> int:
+    return sum(log.committed("generators", ["prompts"]).values())
+
+
+async def test_only_what_is_settled_is_committed_and_a_restart_reads_the_rest(asked: Log) -> None:
+    reader = PromptReader(asked)
+    entries = await reader.read(max_records=1000)
+    oldest = {entry.partition: entry for entry in reversed(entries)}
+    for entry in entries:
+        if entry is not oldest[entry.partition]:
+            reader.settle(entry)
+    await reader.close()
+    assert committed(asked) == 0
+    again = PromptReader(asked)
+    entries = await again.read(max_records=1000)
+    assert len(entries) == NUM_PROMPTS
+    for entry in entries:
+        again.settle(entry)
+    await again.read(max_records=1)
+    assert committed(asked) == NUM_PROMPTS
+    await again.close()
+
+
+async def test_prompts_that_go_to_another_generator_are_not_ours_any_more(asked: Log) -> None:
+    first = PromptReader(asked)
+    entries = await first.read(max_records=1000)
+    second = PromptReader(asked)
+    await first.read(max_records=1)
+    kept = [entry for entry in entries if first.is_open(entry)]
+    taken = await second.read(max_records=1000)
+    assert {e.where for e in kept} | {e.where for e in taken} == {e.where for e in entries}
+    assert not {e.where for e in kept} & {e.where for e in taken}
+    assert kept and taken
+    for entry in kept:
+        first.settle(entry)
+    await first.close()
+    assert committed(asked) == len(kept)
+    await second.close()
+
+
+async def test_a_partition_won_back_is_read_again_from_where_the_group_was(asked: Log) -> None:
+    first = PromptReader(asked)
+    entries = await first.read(max_records=1000)
+    second = PromptReader(asked)
+    await first.read(max_records=1)
+    lost = {entry.where for entry in entries if not first.is_open(entry)}
+    await second.close()
+    again: list[Entry] = []
+    while len(again) < len(lost):
+        again += await first.read(max_records=1000)
+    assert {entry.where for entry in again} == lost
+    assert all(first.is_open(entry) for entry in entries)
+    await first.close()
+
+
+class LosingConsumer(CrashingConsumer):
+    """A real consumer whose first commit finds the lease lost."""
+
+    has_lost = False
+
+    def commit(self, offsets: Offsets) -> None:
+        if not self.has_lost:
+            self.has_lost = True
+            raise LeaseLostError("taken over", where="test", do="Join anew.")
+        super().commit(offsets)
+
+
+class LosingLog(CrashingLog):
+    def subscribe(self, group: str, topics: object) -> LosingConsumer:
+        return LosingConsumer(self, self.log.subscribe(group, topics))  # type: ignore[arg-type]
+
+
+async def test_a_refused_commit_is_made_again_for_what_is_still_held(asked: Log) -> None:
+    reader = PromptReader(LosingLog(asked))
+    for entry in await reader.read(max_records=1000):
+        reader.settle(entry)
+    await reader.read(max_records=1)
+    assert committed(asked) == 0
+    await reader.read(max_records=1)
+    assert committed(asked) == NUM_PROMPTS
+    await reader.close()
+
+
+async def test_weights_come_newest_first_and_each_only_once(log: Log, tmp_path: Path) -> None:
+    announce(log, make_weights(Version(1, 0)))
+    announce(log, make_weights(Version(1, 1)))
+    announce(log, make_weights(Version(5, 5), policy="other"))
+    reader = WeightsReader(log, "policy")
+    assert (await reader.next()).version == Version(1, 1)
+    announce(log, make_weights(Version(1, 9)))
+    announce(log, make_weights(Version(2, 0)))
+    announce(log, make_weights(Version(7, 7), kind="delta"))
+    assert (await reader.next()).version == Version(2, 0)
+    announce(log, make_weights(Version(2, 1)))
+    assert (await reader.next()).version == Version(2, 1)
+    await reader.close()
