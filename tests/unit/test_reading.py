@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,8 @@ class LosingConsumer(CrashingConsumer):
 
 
 class LosingLog(CrashingLog):
-    def subscribe(self, group: str, topics: object) -> LosingConsumer:
-        return LosingConsumer(self, self.log.subscribe(group, topics))  # type: ignore[arg-type]
+    def subscribe(self, group: str, topics: Sequence[str]) -> LosingConsumer:
+        return LosingConsumer(self, self.log.subscribe(group, topics))
 
 
 async def test_a_refused_commit_is_made_again_for_what_is_still_held(asked: Log) -> None:
@@ -104,6 +105,35 @@ async def test_a_refused_commit_is_made_again_for_what_is_still_held(asked: Log)
     await reader.read(max_records=1)
     assert committed(asked) == NUM_PROMPTS
     await reader.close()
+
+
+class RewindingConsumer(CrashingConsumer):
+    """A real consumer that loses its partitions and wins them back inside one read."""
+
+    num_reads = 0
+
+    def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
+        self.num_reads += 1
+        if self.num_reads == 2:
+            self.seek(dict.fromkeys(self.positions(), 0))
+        return super().read(max_records=max_records, timeout_s=timeout_s)
+
+
+class RewindingLog(CrashingLog):
+    def subscribe(self, group: str, topics: Sequence[str]) -> RewindingConsumer:
+        return RewindingConsumer(self, self.log.subscribe(group, topics))
+
+
+async def test_prompts_lost_and_won_back_unnoticed_are_open_once(asked: Log) -> None:
+    reader = PromptReader(RewindingLog(asked))
+    before = await reader.read(max_records=1000)
+    again = await reader.read(max_records=1000)
+    assert {entry.where for entry in again} == {entry.where for entry in before}
+    for entry in again:
+        reader.settle(entry)
+    assert not any(reader.is_open(entry) for entry in before)
+    await reader.close()
+    assert committed(asked) == NUM_PROMPTS
 
 
 async def test_weights_come_newest_first_and_each_only_once(log: Log, tmp_path: Path) -> None:
