@@ -4,6 +4,7 @@ The base model is trained on sums of which half are wrong in one digit, so its g
 sampled answer is right about half of the time: online DPO has to sharpen it, and everyone can check the reward.
 """
 
+import itertools
 import json
 import random
 import shutil
@@ -15,7 +16,12 @@ from streaming.records import stable_id
 
 HIDDEN_SIZE = 192
 NUM_LAYERS = 4
-NUM_STEPS = 400
+MAX_STEPS = 600
+DECAY_STEPS = 180
+"""Steps over which the learning rate falls to 0 at the end: it is then that the model learns to carry."""
+DECAY_LOSS = 1.0
+"""Smoothed loss (nats a token) at which the fall begins; when it comes is luck, and MAX_STEPS is the latest."""
+SMOOTHING = 0.95
 BATCH_SIZE = 256
 LEARNING_RATE = 1.5e-3
 WARMUP_STEPS = 50
@@ -50,12 +56,12 @@ def write_prompts(folder: Path) -> tuple[Path, Path]:
 
 def base_model(cache: Path, *, report: Callable[[str], None]) -> Path:
     """The directory of the base model, trained now unless `cache` holds it. Tells its progress to `report`."""
-    recipe = (HIDDEN_SIZE, NUM_LAYERS, NUM_STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS, WRONG_SHARE, SEED)
+    recipe = (HIDDEN_SIZE, NUM_LAYERS, MAX_STEPS, DECAY_STEPS, DECAY_LOSS, BATCH_SIZE, LEARNING_RATE, WRONG_SHARE, SEED)
     directory = cache / f"base-{stable_id(*recipe)}"
     if (directory / "config.json").exists():
         report(f"base model: {directory} (made by an earlier run)")
         return directory
-    report(f"base model: training {NUM_STEPS} steps on noisy sums (about a minute on 2 cores, once) ...")
+    report("base model: training on noisy sums (about a minute on 2 cores, once) ...")
     partial = directory.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     train(partial, report=report)
@@ -70,10 +76,14 @@ def train(directory: Path, *, report: Callable[[str], None]) -> None:
     tokenizer = build_tokenizer(chat_template=False)
     model = build_model(tokenizer, hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS, seed=SEED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate_factor)
     rng = random.Random(SEED)
     training, _ = sums()
-    for step in range(1, NUM_STEPS + 1):
+    smoothed, last_step = 4.0, MAX_STEPS + DECAY_STEPS  # nearly the loss of an untrained model
+    for step in itertools.count(1):
+        if step > last_step:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP_STEPS, (last_step - step + 1) / DECAY_STEPS)
         texts = [_noisy(rng, *rng.choice(training)) for _ in range(BATCH_SIZE)]
         rows = [[*tokenizer(prompt + answer).input_ids, tokenizer.eos_token_id] for prompt, answer in texts]
         width = max(map(len, rows))
@@ -88,17 +98,14 @@ def train(directory: Path, *, report: Callable[[str], None]) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        scheduler.step()
         optimizer.zero_grad()
+        smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * loss.item()
+        if smoothed < DECAY_LOSS:
+            last_step = min(last_step, step + DECAY_STEPS)
         if step % 100 == 0:
-            report(f"base model: step {step} of {NUM_STEPS}, loss {loss.item():.3f}")
+            report(f"base model: step {step} of at most {last_step}, loss {smoothed:.3f}")
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-def _learning_rate_factor(step: int) -> float:
-    warm = min(1.0, (step + 1) / WARMUP_STEPS)
-    return warm * min(1.0, 3 * (1 - step / NUM_STEPS) + 0.02)
 
 
 def _noisy(rng: random.Random, a: int, b: int) -> tuple[str, str]:
