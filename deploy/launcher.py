@@ -27,7 +27,7 @@ POLL_S = 0.2
 LOOK_S = 0.5
 """Between two looks at the log: the live view's rhythm."""
 
-IDENTITY = ("name", "model", "policy", "scoring.reference", "log.url")
+IDENTITY = ("name", "model", "policy", "scoring.reference", "log.url", "learner.zero_stage", "learner.dtype")
 """Settings that a run's log, checkpoints and reference log-probs are bound to: another value is another run."""
 
 
