@@ -15,9 +15,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         peer = "" if row["peer"] is None else f"{row['peer']} {row['unit']}"
         ratio = "" if row["ratio"] is None else row["ratio"]
-        holds = "yes" if row["holds"] else "**no**"
+        goal = row["goal"] or ""
+        holds = ("yes" if row["holds"] else "**no**") if goal else ""
         ours = f"{row['ours']} {row['unit']}"
-        lines.append(f"| {row['name']} | {ours} | {peer} | {ratio} | {row['goal']} | {holds} | {row['machine']} |")
+        lines.append(f"| {row['name']} | {ours} | {peer} | {ratio} | {goal} | {holds} | {row['machine']} |")
     return "\n".join(lines)
 
 
