@@ -10,20 +10,21 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from deploy.tiny_model import build_model, build_tokenizer
 from streaming.records import stable_id
 
 HIDDEN_SIZE = 192
 NUM_LAYERS = 4
-MAX_STEPS = 600
-DECAY_STEPS = 180
+MAX_STEPS = 220
+DECAY_STEPS = 80
 """Steps over which the learning rate falls to 0 at the end: it is then that the model learns to carry."""
 DECAY_LOSS = 1.0
 """Smoothed loss (nats a token) at which the fall begins; when it comes is luck, and MAX_STEPS is the latest."""
 SMOOTHING = 0.95
 BATCH_SIZE = 256
-LEARNING_RATE = 1.5e-3
+LEARNING_RATE = 3e-3
 WARMUP_STEPS = 50
 WRONG_SHARE = 0.5
 """Share of wrong answers in the supervised data: what leaves the model something to learn."""
@@ -75,14 +76,14 @@ def train(directory: Path, *, report: Callable[[str], None]) -> None:
 
     tokenizer = build_tokenizer(chat_template=False)
     model = build_model(tokenizer, hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS, seed=SEED)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizers = _optimizers(model)
     rng = random.Random(SEED)
     training, _ = sums()
     smoothed, last_step = 4.0, MAX_STEPS + DECAY_STEPS  # nearly the loss of an untrained model
     for step in itertools.count(1):
         if step > last_step:
             break
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP_STEPS, (last_step - step + 1) / DECAY_STEPS)
         texts = [_noisy(rng, *rng.choice(training)) for _ in range(BATCH_SIZE)]
         rows = [[*tokenizer(prompt + answer).input_ids, tokenizer.eos_token_id] for prompt, answer in texts]
@@ -97,8 +98,9 @@ def train(directory: Path, *, report: Callable[[str], None]) -> None:
         loss = model(ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * loss.item()
         if smoothed < DECAY_LOSS:
             last_step = min(last_step, step + DECAY_STEPS)
@@ -106,6 +108,19 @@ def train(directory: Path, *, report: Callable[[str], None]) -> None:
             report(f"base model: step {step} of at most {last_step}, loss {smoothed:.3f}")
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def _optimizers(model: Any) -> list[Any]:
+    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest: a third of AdamW's steps on this task."""
+    import torch
+
+    blocks = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+    chosen = {id(parameter) for parameter in blocks}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    return [
+        torch.optim.Muon(blocks, lr=LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01),
+    ]
 
 
 def _noisy(rng: random.Random, a: int, b: int) -> tuple[str, str]:
