@@ -88,8 +88,7 @@ class EngineKeeper:
             outcome: Outcome = "failed"
             try:
                 began = time.monotonic()
-                with self._metrics.time.spend("updating"):
-                    is_applied = await apply_weights(engine, weights)
+                is_applied = await apply_weights(engine, weights, paused=self._metrics.time.spend("updating"))
                 if not is_applied:
                     return "current"
                 self._metrics.observe("weight_update_seconds", time.monotonic() - began)

@@ -1,6 +1,7 @@
 """One weight update: from the learner's announcement to an engine that samples with it."""
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,9 +41,12 @@ async def verify_weights(weights: Weights) -> None:
         )
 
 
-async def apply_weights(engine: Engine, weights: Weights) -> bool:
+async def apply_weights(
+    engine: Engine, weights: Weights, *, paused: AbstractContextManager[None] | None = None
+) -> bool:
     """Bring the engine to this version; requests in flight go on across it. False if it is already there or beyond.
 
+    `paused` is entered while nothing is sampled: after the step under way, which still counts.
     Raises WeightsError where it did not load, EngineError where the engine died: either way it has to be closed.
     """
     if weights.version <= engine.version:  # (epoch, number): a restarted learner's lower number is newer
@@ -50,6 +54,7 @@ async def apply_weights(engine: Engine, weights: Weights) -> bool:
     await engine.pause()
     # Where this raises the engine stays paused, on purpose: a half-loaded model must never sample. Restarting it
     # loses nothing, because a request is settled in the log only when its group is.
-    await engine.load(weights.directory, weights.version)
-    await engine.resume()
+    with paused or nullcontext():
+        await engine.load(weights.directory, weights.version)
+        await engine.resume()
     return True

@@ -78,6 +78,8 @@ def preflight(config: RunConfig) -> None:
     for source in config.rewards:
         if source.function is not None:
             try_reward(source, prompts[0])
+        else:
+            check_reward_model(str(source.model), config)
     check_log(config)
     check_ports(config)
 
@@ -127,7 +129,7 @@ def describe_held_out(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> 
 def check_model(config: RunConfig, prompts: Sequence[Prompt]) -> str:
     """The model's files, its kind, its tokenizer, and that it can write these prompts."""
     check_model_files(config.model)
-    settings = load_model_config(config)
+    settings = load_model_config(config.model, config)
     tokenizer = load_tokenizer(config)
     check_chat_template(prompts, tokenizer, model=config.model)
     notes = [f"{settings.model_type}, vocabulary {len(tokenizer)}"]
@@ -199,25 +201,25 @@ _METADATA = "__metadata__"
 """The one entry of a safetensors header that is no tensor."""
 
 
-def load_model_config(config: RunConfig) -> Any:
+def load_model_config(model: str, config: RunConfig) -> Any:
     from transformers import AutoConfig
 
-    return _load(AutoConfig.from_pretrained, config)
+    return _load(AutoConfig.from_pretrained, model, config)
 
 
 def load_tokenizer(config: RunConfig) -> Any:
     from transformers import AutoTokenizer
 
-    return _load(AutoTokenizer.from_pretrained, config)
+    return _load(AutoTokenizer.from_pretrained, config.model, config)
 
 
-def _load(from_pretrained: Callable[..., Any], config: RunConfig) -> Any:
+def _load(from_pretrained: Callable[..., Any], model: str, config: RunConfig) -> Any:
     try:
-        return from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+        return from_pretrained(model, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as cause:
         raise NotReadyError(
             f"does not load: {cause}",
-            where=config.model,
+            where=model,
             do="Give a directory in Hugging Face format, or a hub name that this machine can reach.",
         ) from cause
 
@@ -227,8 +229,7 @@ def _reward_check(config: RunConfig, index: int, prompts: list[Prompt]) -> Calla
 
     def check() -> str:
         if source.function is None:
-            check_model_files(str(source.model))
-            return f"reward model {source.model}"
+            return check_reward_model(str(source.model), config)
         if not prompts:
             from streaming.rewards.loading import load_function
 
@@ -236,6 +237,21 @@ def _reward_check(config: RunConfig, index: int, prompts: list[Prompt]) -> Calla
         return try_reward(source, prompts[0])
 
     return check
+
+
+def check_reward_model(model: str, config: RunConfig) -> str:
+    """Its files are there, and its own configuration says that it is a classifier with one output."""
+    check_model_files(model)
+    settings = load_model_config(model, config)
+    kinds = list(settings.architectures or [])
+    if kinds and not any("SequenceClassification" in kind for kind in kinds) and not config.trust_remote_code:
+        raise NotReadyError(f"is a {', '.join(kinds)}, no sequence classifier", where=model, do=_REWARD_MODEL)
+    if settings.num_labels != 1:
+        raise NotReadyError(f"has {settings.num_labels} outputs, a reward model has 1", where=model, do=_REWARD_MODEL)
+    return f"reward model {model}, {', '.join(kinds) or settings.model_type}"
+
+
+_REWARD_MODEL = "Name a sequence-classification model that was trained as a reward model, with one output."
 
 
 def check_log(config: RunConfig) -> str:

@@ -144,9 +144,14 @@ def tail(
 @app.command()
 def audit(
     run: Run,
-    final: Annotated[bool, typer.Option("--final", help="The run is over: what has not ended is lost.")] = False,
+    final: Annotated[
+        bool, typer.Option("--final", help="The data have come to their end, so what has not ended is lost.")
+    ] = False,
 ) -> None:
-    """Do the books balance? Every request ends exactly one way. Exit code 1 where they do not."""
+    """Do the books balance? Every request ends exactly one way. Exit code 1 where they do not.
+
+    A run that a limit or a signal ended has requests on their way: they are no loss, its next start goes on with them.
+    """
     from streaming.audit import audit_log
 
     with _opened(run) as (settings, log):
@@ -156,7 +161,7 @@ def audit(
         print(f"  {ending}{f' ({reason})' if reason else ''}: {count}")
     under_way = len(balance.not_ended) - len(balance.consumed)
     print(f"  in a step whose checkpoint is not durable yet: {len(balance.consumed)}")
-    print(f"  on their way: {under_way}")
+    print(f"  on their way: {under_way}{_some(balance.not_ended) if final else ''}")
     print(f"  ended twice: {len(balance.ended_twice)}{_some(balance.ended_twice)}")
     raise typer.Exit(0 if balance.is_balanced or not (final or balance.ended_twice) else 1)
 

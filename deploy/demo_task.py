@@ -6,9 +6,11 @@ sampled answer is right about half of the time: online DPO has to sharpen it, an
 
 import itertools
 import json
+import logging
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +108,24 @@ def train(directory: Path, *, report: Callable[[str], None]) -> None:
             last_step = min(last_step, step + DECAY_STEPS)
         if step % 100 == 0:
             report(f"base model: step {step} of at most {last_step}, loss {smoothed:.3f}")
-    model.save_pretrained(directory)
+    with _quietly():
+        model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' bar for a single file, and what DeepSpeed, which it imports then, says about GPUs."""
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+    deepspeed = logging.getLogger("DeepSpeed")
+    deepspeed.disabled = True
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        enable_progress_bar()
+        deepspeed.disabled = False
 
 
 def _optimizers(model: Any) -> list[Any]:

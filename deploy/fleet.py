@@ -64,6 +64,7 @@ class RoleActor:
     """One role in a Ray worker process. `run` takes one thread, `stop` comes on another."""
 
     def __init__(self, settings: str, role: str, index: int) -> None:
+        os.setpgrp()  # a signal to the launcher's whole group is for the launcher: it stops the roles in order
         self._settings = settings
         self._process = Process(role, index)
         self._stop = threading.Event()
@@ -78,6 +79,7 @@ class RoleActor:
 
     def run(self, since_s: float, folder: str, environment: dict[str, str]) -> None:
         """Be the role. What it and its libraries print goes to its log file."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # for the engine's own processes
         os.environ.update(environment)
         if Path(folder).is_dir():
             os.chdir(folder)  # reward functions and relative hub caches are looked for where the person stands
@@ -262,7 +264,8 @@ def connected_ray(config: RunConfig) -> Iterator[None]:
 
     local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        with _deaf_children():
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ValueError, OSError) as cause:
         raise _no_ray(address, f"Ray does not start: {cause}") from cause
     try:
@@ -270,6 +273,20 @@ def connected_ray(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started inside the block never receive SIGTERM, for they inherit what this thread blocks.
+
+    Ray's daemons stand in our process group: a `timeout` or a supervisor that signals the whole group would end them
+    before the learner has written its checkpoint. They still die with us, and by `ray.shutdown`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def refuse_shared_file(url: str, *, num_nodes: int) -> None:

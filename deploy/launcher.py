@@ -78,7 +78,7 @@ def prepare(config: RunConfig) -> list[Change]:
     changed: list[Change] = []
     if saved.exists():
         changed = [change for change in changes(load_run(directory), config) if change.path != "directory"]
-        other = [change for change in changed if change.path in IDENTITY]
+        other = [change for change in changed if is_bound(change.path, config)]
         if other:
             text = "; ".join(f"{change.path} was {change.old!r}, now is {change.new!r}" for change in other)
             raise ConfigError(
@@ -89,6 +89,11 @@ def prepare(config: RunConfig) -> list[Change]:
     directory.mkdir(parents=True, exist_ok=True)
     save_config(config, saved)
     return changed
+
+
+def is_bound(path: str, config: RunConfig) -> bool:
+    """Whether a setting cannot change within a run. With ZeRO every rank's checkpoint holds its own part."""
+    return path in IDENTITY or (path == "learner.world_size" and config.learner.zero_stage > 0)
 
 
 def launch(config: RunConfig, view: View) -> Outcome:

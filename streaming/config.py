@@ -31,7 +31,9 @@ Step = Annotated[T, Reload.STEP]
 class Section(BaseModel):
     """Base of all settings: frozen, unknown keys refused, docstrings under fields are their documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
     @property
     def settings_hash(self) -> str:

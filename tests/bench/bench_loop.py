@@ -47,7 +47,10 @@ def trl(model: str, learning_rate: str) -> dict[str, Any]:
 
 def best(peers: list[dict[str, Any]]) -> dict[str, Any]:
     """The rate that reached the target with the fewest samples; where none did, the one that came nearest."""
-    return min(peers, key=lambda peer: (not peer["reached"], peer["samples"], -peer["curve"][-1]["reward"]))
+    reached = [peer for peer in peers if peer["reached"]]
+    if reached:
+        return min(reached, key=lambda peer: peer["samples"])
+    return max(peers, key=lambda peer: max(point["reward"] for point in peer["curve"]))
 
 
 def compare(ours: Reach | None, peer: dict[str, Any]) -> list[dict[str, Any]]:

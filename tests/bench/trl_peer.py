@@ -18,7 +18,7 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from deploy.demo_task import correct, sums
 
 TARGET = 0.95
-MAX_STEPS = 400
+MAX_STEPS = 800
 BATCH_SIZE = 64
 EVAL_EVERY = 5
 COLLAPSE_STEPS, COLLAPSED = 60, 0.1

@@ -1,6 +1,7 @@
 """`streamdpo run` on a person's own data, as they start it: a process, real Ray, engine, DeepSpeed and log."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -69,12 +70,14 @@ def write_run(folder: Path, *, reward: str = DIGITS, chat: bool = False, **chang
 
 
 @contextmanager
-def started(path: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    """`streamdpo run`, killed on the way out if it still runs."""
+def started(path: Path, *overrides: str, session: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """`streamdpo run`, killed on the way out if it still runs; in a process group of its own where `session`."""
     command = [sys.executable, "-c", "from deploy.cli import main; main()", "run", str(path)]
     for override in overrides:
         command += ["--set", override]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=path.parent)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=path.parent, start_new_session=session
+    )
     try:
         yield process
     finally:
@@ -156,6 +159,22 @@ def test_a_run_stopped_by_ctrl_c_goes_on_with_the_same_command_to_its_last_step(
         AutoModelForCausalLM.from_pretrained(directory / kept)
         AutoTokenizer.from_pretrained(directory / kept)
     assert "<html" in (directory / "report.html").read_text()
+
+
+def test_a_signal_to_the_whole_process_group_lets_the_learner_write_its_checkpoint(tmp_path):
+    """As `timeout` and supervisors send it: Ray's daemons, which stand in the group, must outlive the roles."""
+    path, directory = write_run(tmp_path), tmp_path / "runs" / "mine"
+    with started(path, session=True) as process:
+        until(lambda: (state(directory, "learner-0") or RoleState(**_NOBODY)).numbers.get("step", 0) >= 3, process)
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "stopped by a signal" in out
+    assert "did not end well" not in out
+    last = state(directory, "learner-0")
+    assert last is not None
+    committed = directory / "checkpoints" / "policy" / "epoch-1" / f"step-{last.numbers['step']:.0f}" / "manifest.json"
+    assert committed.exists()
 
 
 _NOBODY: dict[str, Any] = {"role": "learner", "role_id": "learner-0", "pid": 0, "host": "", "time_s": 0.0}

@@ -63,6 +63,34 @@ def test_a_reward_that_raises_is_found_before_the_run(tmp_path, model):
         preflight(config)
 
 
+def test_a_reward_model_with_one_output_passes(tmp_path, model):
+    classifier(tmp_path / "judge", model, num_labels=1)
+    config = prepared(tmp_path, model, rewards=[{"name": "judge", "model": str(tmp_path / "judge")}])
+    preflight(config)
+    note = next(finding.note for finding in all_checks(config) if finding.subject == "reward judge")
+    assert note.endswith("LlamaForSequenceClassification")
+
+
+def test_a_reward_model_with_two_outputs_is_found_before_the_run(tmp_path, model):
+    classifier(tmp_path / "judge", model, num_labels=2)
+    with pytest.raises(NotReadyError, match="has 2 outputs, a reward model has 1"):
+        preflight(prepared(tmp_path, model, rewards=[{"name": "judge", "model": str(tmp_path / "judge")}]))
+
+
+def test_a_reward_model_that_writes_text_is_found_before_the_run(tmp_path, model):
+    with pytest.raises(NotReadyError, match="is a LlamaForCausalLM, no sequence classifier"):
+        preflight(prepared(tmp_path, model, rewards=[{"name": "judge", "model": str(model)}]))
+
+
+def classifier(directory: Path, model: Path, *, num_labels: int) -> None:
+    """A sequence classifier with the tokenizer and the body of this model."""
+    from transformers import AutoModelForSequenceClassification
+
+    shutil.copytree(model, directory)
+    found = AutoModelForSequenceClassification.from_pretrained(model, num_labels=num_labels)
+    found.save_pretrained(directory)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "*.safetensors", "tokenizer*"])
 def test_a_model_directory_that_is_not_complete_is_named_with_what_it_lacks(tmp_path, model, missing):
     shutil.copytree(model, tmp_path / "model")

@@ -174,7 +174,7 @@ def test_tail_names_the_topics_where_one_is_wrong(tmp_path, model, capsys):
     [
         ([make_feedback(0), make_feedback(1, ending="dropped", reason="tie")], ["--final"], 0, "dropped (tie): 1"),
         ([make_feedback(0)], [], 0, "on their way: 1"),
-        ([make_feedback(0)], ["--final"], 1, "on their way: 1"),
+        ([make_feedback(0)], ["--final"], 1, "on their way: 1 (requests 1)"),
         ([make_feedback(0, step=1), make_feedback(0, step=2), make_feedback(1)], [], 1, "ended twice: 1 (requests 0)"),
     ],
 )

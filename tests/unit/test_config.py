@@ -84,6 +84,13 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name(tmp_path):
     assert "Did you mean 'min_margin'?" in text
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_that_is_not_finite_is_refused(tmp_path, value):
+    text = error_of(write(tmp_path / "run.yaml", learner={"optimizer": {"learning_rate": value}}))
+    assert "learner.optimizer.learning_rate" in text
+    assert "finite" in text
+
+
 def test_every_wrong_setting_is_named_at_once(tmp_path):
     text = error_of(write(tmp_path / "run.yaml", name="Mine", generation={"num_generators": 0}))
     assert "2 settings are wrong" in text

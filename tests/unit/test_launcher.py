@@ -68,6 +68,17 @@ def test_the_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path, oth
     assert saved.read_text() == before
 
 
+def test_with_zero_the_number_of_ranks_is_bound_to_the_checkpoints(tmp_path):
+    """Every rank's checkpoint holds its own part; without ZeRO each holds everything."""
+    prepare(config(tmp_path, learner={"zero_stage": 0}))
+    prepare(config(tmp_path, learner={"zero_stage": 0, "world_size": 2}))
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    prepare(config(sharded, learner={"zero_stage": 1}))
+    with pytest.raises(ConfigError, match=r"learner\.world_size was 1, now is 2"):
+        prepare(config(sharded, learner={"zero_stage": 1, "world_size": 2}))
+
+
 def test_the_first_signal_asks_and_the_second_is_in_a_hurry():
     interrupts = Interrupts()
     before = signal.getsignal(signal.SIGTERM)
