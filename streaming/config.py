@@ -99,17 +99,116 @@ def _section_in(annotation: Any) -> type[Section] | None:
     return next((found for inner in get_args(annotation) if (found := _section_in(inner))), None)
 
 
+class KafkaConfig(Section):
+    """How the log talks to a Kafka cluster. Secrets stand in files, never here; a file is read at every connect."""
+
+    ca_file: str | None = None
+    """PEM file of the authorities that sign the brokers' certificates. Turns TLS on. Default: no TLS; `system` takes
+    the operating system's authorities."""
+
+    certificate_file: str | None = None
+    """PEM file of this client's certificate and its chain (mutual TLS)."""
+
+    key_file: str | None = None
+    """PEM file of the private key of `certificate_file`."""
+
+    key_password_file: str | None = None
+    """File that holds the password of `key_file`. Default: the key is not encrypted."""
+
+    check_hostname: bool = True
+    """Whether a broker's certificate has to name the host that was asked for."""
+
+    sasl_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN", "OAUTHBEARER"] | None = None
+    """How the client proves who it is. Default: not at all, or by its certificate."""
+
+    username: str | None = None
+    """User of SCRAM or PLAIN."""
+
+    password_file: str | None = None
+    """File that holds the password of `username`; a newline at its end is not part of it."""
+
+    token_file: str | None = None
+    """File that holds the bearer token of OAUTHBEARER; read again at every connect, so it may be renewed."""
+
+    replication_factor: int = Field(3, ge=1)
+    """Copies of every partition when topics are created. 1 on a cluster of one broker."""
+
+    min_insync_replicas: int = Field(2, ge=1)
+    """Copies that have to hold a record before it counts as appended, when topics are created; below it appends wait.
+    At most `replication_factor`."""
+
+    compression: Literal["zstd", "lz4", "none"] = "zstd"
+    """How batches of records are compressed. zstd is the smaller, lz4 the quicker."""
+
+    linger_s: float = Field(0.0, ge=0, le=1)
+    """How long an append waits for others to share its request, in seconds. Appends of one call, and those that
+    arrive while a request is under way, share one anyway."""
+
+    batch_bytes: int = Field(256 * 1024, ge=16 * 1024)
+    """Largest batch of small records of one partition, in bytes before compression."""
+
+    max_in_flight_bytes: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
+    """Bytes of records appended and not acknowledged, over all threads of a process. Above it appends wait."""
+
+    delivery_timeout_s: float = Field(300.0, ge=5)
+    """How long an append waits for a cluster that does not answer, in seconds, before it fails with LogError."""
+
+    request_timeout_s: float = Field(30.0, ge=1)
+    """How long one request waits for its answer before the connection is given up, in seconds."""
+
+    session_timeout_s: float = Field(30.0, ge=1)
+    """A group member that was not heard of for this long is dead, and its partitions go to others, in seconds.
+    Brokers refuse less than their group.min.session.timeout.ms (6 s by default)."""
+
+    max_poll_interval_s: float = Field(24 * 3600.0, ge=10)
+    """A group member that reads nothing for this long is stuck, and its partitions go to others, in seconds. Longer
+    than the longest batch of any stage."""
+
+    fetch_bytes: int = Field(4 * 1024 * 1024, ge=64 * 1024)
+    """Bytes of one partition that one request fetches ahead of the reader. A larger record is fetched alone."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "KafkaConfig":
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("'certificate_file' and 'key_file' belong together: set both or neither")
+        if self.certificate_file is not None and self.ca_file is None:
+            raise ValueError("a certificate needs TLS: set 'ca_file' ('system' for the operating system's authorities)")
+        if self.key_password_file is not None and self.key_file is None:
+            raise ValueError("'key_password_file' has no 'key_file' to open")
+        if not self.check_hostname and self.ca_file is None:
+            raise ValueError("'check_hostname' has no effect without TLS: set 'ca_file'")
+        self._check_sasl()
+        if self.min_insync_replicas > self.replication_factor:
+            raise ValueError("'min_insync_replicas' is above 'replication_factor': every append would wait for ever")
+        if self.delivery_timeout_s < self.request_timeout_s + self.linger_s:
+            raise ValueError("'delivery_timeout_s' is below 'request_timeout_s' plus 'linger_s'")
+        return self
+
+    def _check_sasl(self) -> None:
+        given = {name for name in ("username", "password_file", "token_file") if getattr(self, name) is not None}
+        by_token = self.sasl_mechanism == "OAUTHBEARER"
+        needed = {"token_file"} if by_token else {"username", "password_file"} if self.sasl_mechanism else set()
+        if given != needed:
+            raise ValueError(
+                f"sasl_mechanism {self.sasl_mechanism} needs {sorted(needed) or 'nothing'}, found {sorted(given)}"
+            )
+
+
 class LogConfig(Section):
     """Where the run's records lie."""
 
     url: str = "sqlite:///log.db"
-    """The log: sqlite:///FILE (one machine; a relative FILE lies in the run's directory) or kafka://HOST:PORT."""
+    """The log: sqlite:///FILE (one machine; a relative FILE lies in the run's directory) or
+    kafka://HOST:PORT,HOST:PORT (a cluster; two or three of its brokers are enough)."""
 
     max_record_bytes: int = Field(8 * 1024 * 1024, ge=64 * 1024)
     """Largest record that the log takes, in bytes. A larger one is refused whole."""
 
     max_bytes: int = Field(20 * 1024**3, ge=1024 * 1024)
-    """Size at which the embedded log trims its oldest records, in bytes."""
+    """Size at which the embedded log trims its oldest records, in bytes. Kafka's topics have their own retention."""
+
+    kafka: KafkaConfig = KafkaConfig()
+    """How a kafka:// log is reached."""
 
 
 class RewardSourceConfig(Section):
