@@ -1,5 +1,6 @@
 """Fixtures that every test may ask for."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from streaming.log import open_log
 from streaming.log.protocol import Log
+from tests.kafka_cluster import Address, Cluster, why_not
 
 # The same examples on every machine, however slow it is at the moment.
 settings.register_profile("ours", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -19,3 +21,20 @@ def log(tmp_path: Path) -> Iterator[Log]:
     """An empty log of run "test" in a file of its own."""
     with open_log(f"sqlite:///{tmp_path}/log.db", run="test", max_record_bytes=2**20, max_bytes=2**30) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    """One plaintext Kafka broker for all tests of the session, started when the first one asks for it.
+
+    KAFKA_BOOTSTRAP names a person's own broker instead.
+    """
+    own = os.environ.get("KAFKA_BOOTSTRAP")
+    if own:
+        yield Address(own)
+        return
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with Cluster(tmp_path_factory.mktemp("kafka")) as cluster:
+        yield Address(cluster.bootstrap)
