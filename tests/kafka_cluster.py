@@ -22,9 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
 
-from kafka import KafkaAdminClient
-from kafka.errors import KafkaError
-
 from tests.certificates import Authority
 
 Security = Literal["plaintext", "tls_scram", "mtls"]
@@ -260,6 +257,10 @@ class Cluster:
 
     def _is_serving(self, i: int) -> bool:
         """It answers by itself, and the cluster counts it among the living."""
+        # Here, because every test loads this file: only those that start a broker wait for the import.
+        from kafka import KafkaAdminClient
+        from kafka.errors import KafkaError
+
         address = f"127.0.0.1:{self._internal[i]}"
         try:
             with socket.create_connection(("127.0.0.1", self._internal[i]), timeout=1):
