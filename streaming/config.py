@@ -133,6 +133,10 @@ class KafkaConfig(Section):
     replication_factor: int = Field(3, ge=1)
     """Copies of every partition when topics are created. 1 on a cluster of one broker."""
 
+    partitions: int = Field(16, ge=1)
+    """Partitions of prompts, candidates and scored when topics are created: as many as there can ever be generators,
+    scorers or selectors, because a process without a partition has nothing to do."""
+
     min_insync_replicas: int = Field(2, ge=1)
     """Copies that have to hold a record before it counts as appended, when topics are created; below it appends wait.
     At most `replication_factor`."""
