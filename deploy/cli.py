@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.markup import escape
 from deploy.config import RunConfig, json_schema, load_config, load_run
 from streaming.errors import StreamDPOError
 from streaming.log.protocol import Log
+
+if TYPE_CHECKING:
+    from streaming.audit import Balance
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -84,7 +87,10 @@ def check(config: Config, set_: Set = None) -> None:
 
 @app.command()
 def role(
-    role: Annotated[str, typer.Argument(help="generator, scorer, selector, learner or scheduler.")],
+    role: Annotated[
+        str,
+        typer.Argument(help="generator, scorer, selector, learner or scheduler; learner.POLICY of a further policy."),
+    ],
     config: Config,
     index: Annotated[int, typer.Option(help="Which of several generators, or the learner's rank.")] = 0,
     set_: Set = None,
@@ -114,8 +120,7 @@ def status(run: Run) -> None:
     if not found.roles:
         print(f"{settings.name}: no role has started yet")
         return
-    # A table in a pipe is for a file or a pager: it keeps its lines.
-    Console(width=None if sys.stdout.isatty() else 180).print(table(found))
+    _console().print(table(found))
 
 
 @app.command()
@@ -132,7 +137,7 @@ def tail(
     from deploy import inspect_log
 
     with _opened(run) as (settings, log):
-        found = inspect_log.find_topic(topic, settings.policy)
+        found = inspect_log.find_topic(topic, *(policy.name for policy in settings.every_policy))
         stop = threading.Event()
         signal.signal(signal.SIGINT, lambda *_: stop.set())
         for entry in inspect_log.newest_entries(log, found.name, num):
@@ -155,7 +160,14 @@ def audit(
     from streaming.audit import audit_log
 
     with _opened(run) as (settings, log):
-        balance = audit_log(log, policy=settings.policy)
+        balances = [audit_log(log, policy=policy.name) for policy in settings.every_policy]
+    for balance in balances:
+        _print_balance(balance, final=final)
+    is_right = [balance.is_balanced or not (final or balance.ended_twice) for balance in balances]
+    raise typer.Exit(0 if all(is_right) else 1)
+
+
+def _print_balance(balance: "Balance", *, final: bool) -> None:
     print(f"{balance.num_requests} requests of {balance.policy}")
     for (ending, reason), count in sorted(balance.endings.items()):
         print(f"  {ending}{f' ({reason})' if reason else ''}: {count}")
@@ -163,7 +175,36 @@ def audit(
     print(f"  in a step whose checkpoint is not durable yet: {len(balance.consumed)}")
     print(f"  on their way: {under_way}{_some(balance.not_ended) if final else ''}")
     print(f"  ended twice: {len(balance.ended_twice)}{_some(balance.ended_twice)}")
-    raise typer.Exit(0 if balance.is_balanced or not (final or balance.ended_twice) else 1)
+
+
+@app.command()
+def trace(
+    run: Run,
+    sought: Annotated[
+        str, typer.Argument(metavar="ID", help="A pair id, a group id, the beginning of one, or a request number.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Every record, as JSON.")] = False,
+) -> None:
+    """Why was this pair trained on? From the gradient step back to the prompt."""
+    from deploy import trace as tracing
+    from deploy import trace_page
+
+    with _opened(run) as (settings, log):
+        found = tracing.trace(log, _policies(settings), sought)
+    if as_json:
+        print(json.dumps([trace_page.as_json(one) for one in found], indent=2))
+        return
+    _console().print(trace_page.joined(trace_page.page(one, settings.selection) for one in found))
+
+
+def _policies(settings: RunConfig) -> list[str]:
+    """Every policy of a run, the one that samples first."""
+    return [policy.name for policy in settings.every_policy]
+
+
+def _console() -> Console:
+    """The terminal. What goes to a pipe is for a file or a pager: it keeps its lines."""
+    return Console(width=None if sys.stdout.isatty() else 180, highlight=False)
 
 
 def _some(numbers: Sequence[int]) -> str:
