@@ -1,5 +1,7 @@
+import io
 import json
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -19,9 +21,8 @@ def one(log: Log, sought: str) -> Trace:
 
 
 def text_of(found: Trace) -> str:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file:
-        console.print(page(found, SETTINGS))
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(page(found, SETTINGS))
     return console.export_text()
 
 
@@ -135,7 +136,7 @@ def test_the_page_answers_the_question(log: Log) -> None:
     group = make_group(request=request, candidates=candidates, source=source)
     source = append(log, "candidates", group.group_id, group)
     rewards = [make_rewards([1.0, 0.0], source="exact"), make_rewards([None, None], source="judge", weight=0.5)]
-    scored = make_scored(group=group, source=source, rewards=rewards)
+    scored = msgspec.structs.replace(make_scored(group=group, source=source), rewards=rewards)
     pair = record_selection(log, (scored, append(log, "scored", group.group_id, scored)), SETTINGS)
     assert pair is not None
     record_step(log, pair, step=12, chosen_logprob=-3.5, staleness=2)
