@@ -7,7 +7,7 @@ batch) or `Step[T]` (at a learner step boundary); a reload refuses a change of a
 
 import difflib
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -79,17 +79,20 @@ def _explain(root: type[Section], detail: Any) -> str:
 
 
 def _section_at(root: type[Section], path: tuple[str | int, ...]) -> type[Section] | None:
-    """The section that the path leads to, through lists and optional sections."""
+    """The section that the path leads to, through lists, optional sections and sections by name."""
     section = root
+    is_name = False  # of a section among others: {name: section}
     for part in path:
-        if isinstance(part, int):
+        if isinstance(part, int) or is_name:
+            is_name = False
             continue
         if part not in section.model_fields:
             return None
-        found = _section_in(section.model_fields[part].annotation)
+        annotation = section.model_fields[part].annotation
+        found = _section_in(annotation)
         if found is None:
             return None
-        section = found
+        section, is_name = found, get_origin(annotation) is dict
     return section
 
 
@@ -100,7 +103,7 @@ def _section_in(annotation: Any) -> type[Section] | None:
 
 
 class KafkaConfig(Section):
-    """How the log talks to a Kafka cluster. Secrets stand in files, never here; a file is read at every connect."""
+    """How the log talks to a Kafka cluster. Secrets stand in files, which are read when the log is opened."""
 
     ca_file: str | None = None
     """PEM file of the authorities that sign the brokers' certificates. Turns TLS on. Default: no TLS; `system` takes
@@ -130,12 +133,12 @@ class KafkaConfig(Section):
     token_file: str | None = None
     """File that holds the bearer token of OAUTHBEARER; read again at every connect, so it may be renewed."""
 
-    replication_factor: int = Field(3, ge=1)
-    """Copies of every partition when topics are created. 1 on a cluster of one broker."""
-
     partitions: int = Field(16, ge=1)
     """Partitions of prompts, candidates and scored when topics are created: as many as there can ever be generators,
     scorers or selectors, because a process without a partition has nothing to do."""
+
+    replication_factor: int = Field(3, ge=1)
+    """Copies of every partition when topics are created. 1 on a cluster of one broker."""
 
     min_insync_replicas: int = Field(2, ge=1)
     """Copies that have to hold a record before it counts as appended, when topics are created; below it appends wait.
@@ -157,6 +160,9 @@ class KafkaConfig(Section):
     delivery_timeout_s: float = Field(300.0, ge=5)
     """How long an append waits for a cluster that does not answer, in seconds, before it fails with LogError."""
 
+    connect_timeout_s: float = Field(30.0, ge=1)
+    """How long a start waits for the first broker that lets it in, in seconds, before it fails with exit code 3."""
+
     request_timeout_s: float = Field(30.0, ge=1)
     """How long one request waits for its answer before the connection is given up, in seconds."""
 
@@ -164,7 +170,7 @@ class KafkaConfig(Section):
     """A group member that was not heard of for this long is dead, and its partitions go to others, in seconds.
     Brokers refuse less than their group.min.session.timeout.ms (6 s by default)."""
 
-    max_poll_interval_s: float = Field(24 * 3600.0, ge=10)
+    max_poll_interval_s: float = Field(3600.0, ge=10)
     """A group member that reads nothing for this long is stuck, and its partitions go to others, in seconds. Longer
     than the longest batch of any stage."""
 
@@ -206,7 +212,14 @@ class LogConfig(Section):
     kafka://HOST:PORT,HOST:PORT (a cluster; two or three of its brokers are enough)."""
 
     max_record_bytes: int = Field(8 * 1024 * 1024, ge=64 * 1024)
-    """Largest record that the log takes, in bytes. A larger one is refused whole."""
+    """Largest record that lies in the log itself, in bytes. The value of a larger one lies beside it, in `blobs`."""
+
+    blobs: str | None = None
+    """Where values above `max_record_bytes` lie: a directory that every role sees, or any fsspec URL (s3://BUCKET/PATH).
+    They go when the log has forgotten the records that name them. Default: blobs/ in the run's directory."""
+
+    max_blob_bytes: int = Field(256 * 1024 * 1024, ge=0)
+    """Largest value of all, in bytes. A larger one is refused whole, and its request ends as a dead letter."""
 
     max_bytes: int = Field(20 * 1024**3, ge=1024 * 1024)
     """Size at which the embedded log trims its oldest records, in bytes. Kafka's topics have their own retention."""

@@ -39,6 +39,9 @@ SPECS: dict[str, Spec] = {
     "retries_total": Spec(Counter, "Batches processed again after a passing failure.", ("stage",)),
     "dead_letters_total": Spec(Counter, "Records that could not be processed.", ("stage",)),
     "lag_records": Spec(Gauge, "Records in the topic that this role's group has not committed.", ("topic",)),
+    "blobs_total": Spec(Counter, "Values beside the log, by what became of them.", ("action",)),
+    "log_in_flight_bytes": Spec(Gauge, "Bytes appended to Kafka and not acknowledged."),
+    "log_producer_restarts_total": Spec(Counter, "Kafka producers replaced because they failed or never answered."),
     "endings_total": Spec(Counter, "Examples ended by this role.", ("ending", "reason")),
     # scheduler
     "requests_issued_total": Spec(Counter, "Prompt requests written.", ("purpose",)),

@@ -1,0 +1,50 @@
+"""The newest record of every key of a compacted topic: read whole once, and then only what is new."""
+
+import threading
+from typing import TYPE_CHECKING
+
+from streaming.errors import TrimmedError
+from streaming.log.kafka_consumer import LogConsumer
+from streaming.log.protocol import Entry
+
+if TYPE_CHECKING:
+    from streaming.log.kafka import KafkaLog
+
+_MAX_RECORDS = 1024
+"""Of one read."""
+
+
+class Newest:
+    """A follower of one topic. Safe to use from several threads."""
+
+    def __init__(self, log: "KafkaLog", topic: str) -> None:
+        self._log = log
+        self._topic = topic
+        self._lock = threading.Lock()
+        self._reader: LogConsumer | None = None
+        self._found: dict[bytes, Entry] = {}
+
+    def look(self) -> dict[bytes, Entry]:
+        """What was newest when this was called, or is newer."""
+        with self._lock:
+            try:
+                self._read_on()
+            except TrimmedError:
+                self._start()
+                self._read_on()
+            return dict(self._found)
+
+    def _read_on(self) -> None:
+        if self._reader is None:
+            self._start()
+        assert self._reader is not None
+        while entries := self._reader.read(max_records=_MAX_RECORDS, timeout_s=0):
+            self._found.update((entry.key, entry) for entry in entries)
+
+    def _start(self) -> None:
+        begins = self._log.begin_offsets(self._topic)
+        self._found.clear()
+        if self._reader is None:
+            self._reader = self._log.assign(begins)
+        else:
+            self._reader.seek(begins)
