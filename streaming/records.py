@@ -24,6 +24,9 @@ Ending = Literal["consumed", "trained", "evaluated", "dropped", "dead_lettered"]
 FINAL_ENDINGS: frozenset[str] = frozenset({"trained", "evaluated", "dropped", "dead_lettered"})
 """Endings after which an example is settled for ever; `consumed` is not: its checkpoint is not durable yet."""
 
+SHARED_STAGES = frozenset({"scheduler", "generator", "scorer"})
+"""What ends here ends for every policy: there are no candidates for any of them. Each policy has its own selector."""
+
 
 def stable_id(*parts: object) -> str:
     """The same parts give the same 16 hex digits on every machine and in every release."""
@@ -165,16 +168,32 @@ class Implicit(Record, frozen=True, kw_only=True):
     h: list[float | None]
 
 
+class Priced(Record, frozen=True, kw_only=True):
+    """What a reference model says about the candidates of a group, and whose reference it is."""
+
+    version: str
+    logprobs: list[float]  # per candidate, summed over its tokens
+    policies: list[str] = []
+
+
 class ScoredGroup(Record, frozen=True, kw_only=True):
-    """A group with every source's rewards and the reference's log-probs."""
+    """A group with every source's rewards and the references' log-probs."""
 
     group: Group
     rewards: list[SourceRewards]
-    reference_logprobs: list[float]  # per candidate, summed over its tokens
+    reference_logprobs: list[float]  # per candidate, summed over its tokens; for the policy that sampled
     reference_version: str
     implicit: list[Implicit] = []
     source: Source | None = None
+    shared_by: list[str] = []  # other policies with the same reference
+    further: list[Priced] = []  # by the references of other policies
     schema: int = SCHEMA
+
+    def priced_for(self, policy: str) -> Priced | None:
+        """What the policy's own reference says; None where it was not asked, or could not price this group."""
+        own = [self.group.policy, *self.shared_by]
+        first = Priced(version=self.reference_version, logprobs=self.reference_logprobs, policies=own)
+        return next((priced for priced in (first, *self.further) if policy in priced.policies), None)
 
 
 class Response(Record, frozen=True, kw_only=True):
@@ -219,6 +238,7 @@ class Pair(Record, frozen=True, kw_only=True):
     index: int = 0  # this example among
     num_examples: int = 1  # the examples of its group and policy
     config_version: int = 0
+    sampled_by: str | None = None  # the policy of the spans' versions and sampled log-probs, where it is another one
     source: Source | None = None
     schema: int = SCHEMA
 
@@ -262,8 +282,14 @@ class Feedback(Record, frozen=True, kw_only=True):
     round: int | None = None  # evaluated: which round,
     round_size: int | None = None
     version: Version | None = None  # and which single version sampled it
+    sampled_by: str | None = None  # another policy that sampled it: staleness counts that policy's versions
+    told_by: int | None = None  # epoch of the learner that wrote this, where another one took the step
     time_s: float = 0.0
     schema: int = SCHEMA
+
+    def ends_for(self, policy: str) -> bool:
+        """Whether a policy counts this ending: it is its own, or fell before the policies' ways part."""
+        return self.policy == policy or self.stage in SHARED_STAGES
 
 
 class Probe(Record, frozen=True, kw_only=True):
@@ -272,6 +298,13 @@ class Probe(Record, frozen=True, kw_only=True):
     prompt_tokens: list[int]
     response_tokens: list[int]
     logprobs: list[float]
+
+
+class Fence(Record, frozen=True, kw_only=True):
+    """When a learner took over: what older epochs of its policy append to `feedback` from these offsets on is void."""
+
+    epoch: int
+    ends: list[tuple[int, int]]  # partition of `feedback`, its end when the epoch began
 
 
 class WeightVersion(Record, frozen=True, kw_only=True):
@@ -284,6 +317,7 @@ class WeightVersion(Record, frozen=True, kw_only=True):
     step: int  # learner steps taken
     lineage: list[Version] = []  # last version of each older epoch that this one descends from
     probe: Probe | None = None
+    fences: list[Fence] = []  # of this epoch and older ones
     format: Literal["safetensors"] = "safetensors"
     kind: Literal["full", "delta", "adapter"] = "full"
     time_s: float = 0.0
@@ -293,7 +327,7 @@ class WeightVersion(Record, frozen=True, kw_only=True):
 class RoleState(Record, frozen=True, kw_only=True):
     """A role's heartbeat: what it is doing, what it holds, what `status` shows."""
 
-    role: str  # scheduler | generator | scorer | selector | learner
+    role: str  # scheduler | generator | scorer | selector | learner; of a further policy "learner.POLICY"
     role_id: str  # role and index: "generator-0"
     pid: int
     host: str
@@ -323,6 +357,28 @@ class DeadLetter(Record, frozen=True, kw_only=True):
     schema: int = SCHEMA
 
 
+REFERENCE_MARK = b"\xc1blob"
+"""How the bytes of a Reference begin: msgpack never uses the byte 0xc1, so no other record begins like this."""
+
+
+class Reference(Record, frozen=True, kw_only=True):
+    """Stands in the log for a value above its size limit (`streaming/log/by_reference.py`).
+
+    Readers see the value itself, or these bytes where it could not be read, with the `problem`.
+    """
+
+    location: str  # name below the run's blobs
+    sha256: str
+    num_bytes: int
+    problem: str = ""  # filled in by the reader
+    outline: bytes = b""  # what is needed of the value to end its request: a few fields of it, msgpack
+    schema: int = SCHEMA
+
+
+class Outline(Record, frozen=True, kw_only=True):
+    """Base of structs that take a few fields out of a record: they can be read where its blob cannot."""
+
+
 R = TypeVar("R", bound=Record)
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -333,14 +389,39 @@ def encode(record: Record) -> bytes:
     return _ENCODER.encode(record)
 
 
+def encode_reference(reference: Reference) -> bytes:
+    """A reference's bytes on the wire: no other record begins like them."""
+    return REFERENCE_MARK + encode(reference)
+
+
+def decode_reference(value: bytes, *, where: str = "record") -> Reference | None:
+    """The reference in these bytes, or None where they are the value itself. Raises RecordError where it is broken."""
+    if not value.startswith(REFERENCE_MARK):
+        return None
+    return decode(Reference, value[len(REFERENCE_MARK) :], where=where)
+
+
 def decode(kind: type[R], value: bytes, *, where: str = "record") -> R:
     """The record in these bytes.
 
-    Raises RecordError where they are not a `kind`: bad msgpack, a missing field, a wrong type.
+    Raises RecordError where they are not a `kind`: bad msgpack, a missing field, a wrong type, a blob that is gone.
     """
+    reference = decode_reference(value, where=where)
+    if reference is not None:
+        value = _outline_in(reference, kind, where)
     try:
         return msgspec.msgpack.decode(value, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
         raise RecordError(
             f"not a {kind.__name__}: {cause}", where=where, do="The bytes go to the dead-letter topic."
         ) from cause
+
+
+def _outline_in(reference: Reference, kind: type[Record], where: str) -> bytes:
+    if issubclass(kind, Outline) and reference.outline:
+        return reference.outline
+    raise RecordError(
+        f"the value of {reference.num_bytes} bytes could not be read: {reference.problem or 'nobody has tried'}",
+        where=f"{where}, blob {reference.location}",
+        do="The reference goes to the dead-letter topic. Restore the blob, then `streamdpo redrive` takes it back.",
+    )

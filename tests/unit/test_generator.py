@@ -293,7 +293,7 @@ def test_bytes_that_are_no_request_are_dead_lettered_untouched(log: Log, tmp_pat
 
 def test_a_group_too_large_for_the_log_is_dead_lettered_alone(tmp_path: Path, script: Script) -> None:
     with (
-        open_log(f"sqlite:///{tmp_path}/small.db", run="test", max_record_bytes=4000, max_bytes=2**30) as log,
+        open_log(f"sqlite:///{tmp_path}/small.db", run="test", max_record_bytes=4000, max_blob_bytes=0) as log,
         running(log, tmp_path, script.make_engine) as run,
     ):
         run.publish(FIRST)

@@ -1,0 +1,238 @@
+"""Values too large for the log: each lies as a file of its own, named by its content, below any fsspec URL.
+
+    written (durable on return) -> named by a reference in the log -> placed (by whom) -> read and checked -> removed
+
+A blob is FOLDER/SHA256. Writing the same value again writes the same name, so a retry leaves nothing behind. Beside
+it lies an empty file FOLDER/SHA256.at-PARTITION-OFFSET for every record that names it: so whoever removes blobs has to
+trust no clock. Knows bytes and names; knows no records and no topics.
+"""
+
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from streaming.errors import ConfigError, LogError, RecordError
+from streaming.weights import sync_directory
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[0-9a-f]{64}")
+"""What a reference may name: nothing outside the blobs' own folders."""
+
+_PLACE = re.compile(r"(.+)\.at-(\d+)-(\d+)")
+"""Name of the empty file that says which record names a blob."""
+
+_PARTIAL = ".partial"
+"""End of the name of a file that is being written."""
+
+_MARK = "README.txt"
+"""Lies beside the folders. Without it the store itself is not there (not mounted, another bucket), and nothing is
+known about any blob."""
+
+_MARK_TEXT = b"Values that were too large for the log of a streamdpo run. Each is named by its sha256.\n"
+
+_PAUSES_S = (0.1, 0.3, 1.0)
+"""Before each further try of a store that does not answer: most outages of an object store are shorter."""
+
+T = TypeVar("T")
+
+
+class Place(NamedTuple):
+    """A record that names a blob."""
+
+    partition: int
+    offset: int
+
+
+class Blob(NamedTuple):
+    """A blob as a listing shows it."""
+
+    name: str
+    modified_s: float  # Unix time of the last write
+    places: tuple[Place, ...] = ()  # the records that name it, as far as they are known
+
+
+class BlobStore:
+    """The blobs of one run. Safe to use from several threads and processes."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        count: Callable[[str], None] = lambda action: None,
+        wait: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """`url` is a directory or any URL that fsspec knows; nothing is made or read yet.
+
+        `count` hears of what happens to blobs (written, read, retried, removed), `wait` sleeps between two tries.
+        """
+        try:
+            self._fs, self._root = url_to_fs(url, use_listings_cache=False)
+        except (ValueError, ImportError) as cause:
+            raise ConfigError(
+                f"blobs cannot lie at {url!r}: {cause}",
+                where="log.blobs",
+                do="Name a directory, or a URL whose fsspec file system is installed (for s3:// that is s3fs).",
+            ) from cause
+        self.url = url
+        self.count = count
+        self._wait = wait
+        self._is_marked = False
+
+    def write(self, folder: str, value: bytes) -> str:
+        """Make `value` durable and return its name. Raises LogError where the store does not take it."""
+        name = f"{folder}/{hashlib.sha256(value).hexdigest()}"
+        self._mark()
+        self._put(name, value)
+        self.count("written")
+        return name
+
+    def place(self, name: str, place: Place) -> None:
+        """Note which record names a blob: it stays as long as that record. Raises LogError."""
+        path = self._path(_place_name(name, place))
+        self._try("note the place of", name, lambda: self._fs.pipe_file(path, b""))
+
+    def read(self, name: str, num_bytes: int) -> bytes:
+        """The very bytes that were written under this name.
+
+        Raises RecordError where the blob is gone or damaged, which no further try mends, and LogError where the
+        store does not answer: then nothing is known about the blob.
+        """
+        if not _NAME.fullmatch(name):
+            raise _unreadable(f"{name!r} is not the name of a blob", self.url)
+        try:
+            value = self._try("read", name, lambda: self._fs.cat_file(self._path(name), start=0, end=num_bytes + 1))
+        except FileNotFoundError as cause:
+            self._check_mark()
+            raise _unreadable("the blob is missing", self._path(name)) from cause
+        if len(value) != num_bytes:
+            has = f"more than {num_bytes}" if len(value) > num_bytes else str(len(value))
+            raise _unreadable(f"the blob has {has} bytes, its reference says {num_bytes}", self._path(name))
+        if hashlib.sha256(value).hexdigest() != name.split("/")[1]:
+            raise _unreadable("the blob's content does not match its sha256", self._path(name))
+        self.count("read")
+        return bytes(value)
+
+    def blobs(self, folder: str) -> list[Blob]:
+        """What lies in a folder, files that a killed writer left half included."""
+        try:
+            found = self._try("list", folder, lambda: self._fs.ls(self._path(folder), detail=True))
+        except FileNotFoundError:
+            return []
+        blobs: dict[str, Blob] = {}
+        for info in found:
+            if info["type"] == "file":
+                name, places = _parse(f"{folder}/{info['name'].rsplit('/', 1)[-1]}")
+                before = blobs.get(name, Blob(name, 0.0))
+                blobs[name] = Blob(name, max(before.modified_s, self._modified_s(info)), (*before.places, *places))
+        return list(blobs.values())
+
+    def remove(self, blob: Blob) -> bool:
+        """Remove a blob and its places, unless it was written again since it was listed; whether it was removed."""
+        try:
+            info = self._try("look at", blob.name, lambda: self._fs.info(self._path(blob.name)))
+            if self._modified_s(info) > blob.modified_s:
+                return False
+        except FileNotFoundError:  # its places only: somebody was killed in the middle of this
+            info = None
+        names = [blob.name] if info is not None else []
+        for name in (*names, *(_place_name(blob.name, place) for place in blob.places)):
+            self._remove_file(name)
+        self.count("removed")
+        return True
+
+    def _remove_file(self, name: str) -> None:
+        try:
+            self._try("remove", name, lambda: self._fs.rm_file(self._path(name)))
+        except FileNotFoundError:  # another process was quicker
+            return
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _put(self, name: str, value: bytes) -> None:
+        write = self._write_file if isinstance(self._fs, LocalFileSystem) else self._fs.pipe_file
+        self._try("write", name, lambda: write(self._path(name), value))
+
+    def _mark(self) -> None:
+        if not self._is_marked:
+            self._put(_MARK, _MARK_TEXT)
+            self._is_marked = True
+
+    def _check_mark(self) -> None:
+        """A blob is missing only where the store itself is there."""
+        if not self._try("look at", _MARK, lambda: self._fs.exists(self._path(_MARK))):
+            raise LogError(
+                "the blobs that the log names are not there",
+                where=self._path(_MARK),
+                do="Mount or restore log.blobs. Are they gone for good? Then put an empty file of this name there: "
+                "the records become dead letters.",
+            )
+
+    def _write_file(self, path: str, value: bytes) -> None:
+        """The file appears whole or not at all, and survives a power loss."""
+        directory, name = os.path.split(path)
+        os.makedirs(directory, exist_ok=True)
+        partial = os.path.join(directory, f"{name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
+        with _removed_on_failure(partial), open(partial, "wb") as file:
+            file.write(value)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(partial, path)
+        sync_directory(Path(directory))
+
+    def _modified_s(self, info: dict[str, Any]) -> float:
+        """Each file system names it differently; without any of these it is asked."""
+        for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+            if (found := info.get(key)) is not None:
+                return float(found.timestamp() if isinstance(found, datetime) else found)
+        return float(self._fs.modified(info["name"]).timestamp())
+
+    def _try(self, verb: str, name: str, work: Callable[[], T]) -> T:
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                return work()
+            except (FileNotFoundError, RecordError):
+                raise
+            except Exception as cause:  # every file system of fsspec raises its own library's errors
+                if pause_s is None or isinstance(cause, PermissionError):
+                    raise LogError(
+                        f"cannot {verb} a blob: {type(cause).__name__}: {cause}",
+                        where=self._path(name),
+                        do="Mend the store (space, rights, network): nothing was lost, the work is done again.",
+                    ) from cause
+                self.count("retried")
+                self._wait(pause_s)
+        raise AssertionError("the last try returns or raises")
+
+
+def _place_name(name: str, place: Place) -> str:
+    return f"{name}.at-{place.partition}-{place.offset}"
+
+
+def _parse(name: str) -> tuple[str, tuple[Place, ...]]:
+    """The blob that a file belongs to, and the place that it notes."""
+    match = _PLACE.fullmatch(name)
+    return (name, ()) if match is None else (match[1], (Place(int(match[2]), int(match[3])),))
+
+
+@contextmanager
+def _removed_on_failure(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        if os.path.exists(path):
+            os.remove(path)
+        raise
+
+
+def _unreadable(what: str, where: str) -> RecordError:
+    return RecordError(what, where=where, do="The reference goes to the dead-letter topic; `redrive` takes it back.")

@@ -1,0 +1,224 @@
+"""A log whose records may be larger than a record: large values lie in `streaming/blobs.py`, the log names them.
+
+    value above the limit -> blob (durable) -> reference appended -> read: blob fetched and checked -> value
+
+Readers never see a reference, but where the blob is gone or damaged: then the entry's value is the reference, with
+the problem in it, and `decode` refuses it, so that stages dead-letter it like any bytes that are no record.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+
+import msgspec
+
+from streaming import topics
+from streaming.blobs import BlobStore, Place
+from streaming.errors import LogError, RecordError, TooLargeError
+from streaming.log.outlines import outline
+from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
+from streaming.log.sweeper import Sweeper
+from streaming.metrics import Metrics
+from streaming.records import Reference, decode_reference, encode_reference
+
+_ENVELOPE_BYTES = 64 * 1024
+"""What a dead letter may be larger than other values: so that any fits into one, with its reason."""
+
+_READ_BYTES = 64 * 1024 * 1024
+"""Of blobs that one read returns: what is beyond is read by the next one, so that memory stays bounded."""
+
+
+def with_blobs(
+    log: Log, url: str, *, run: str, max_record_bytes: int, max_blob_bytes: int, metrics: Metrics | None = None
+) -> Log:
+    """This log, with a run's blobs below `url`; the log itself where large values are refused (max_blob_bytes = 0)."""
+    if not max_blob_bytes:
+        return log
+    blobs = BlobStore(f"{url}/{run}", count=_counter(metrics))
+    return ByReferenceLog(log, blobs, max_record_bytes=max_record_bytes, max_blob_bytes=max_blob_bytes)
+
+
+def _counter(metrics: Metrics | None) -> Callable[[str], None]:
+    if metrics is None:
+        return lambda action: None
+    return lambda action: metrics.count("blobs_total", action=action)
+
+
+class ByReferenceLog:
+    """Any log, and a store of blobs. Owns the log: closing this closes it."""
+
+    def __init__(
+        self,
+        log: Log,
+        blobs: BlobStore,
+        *,
+        max_record_bytes: int,
+        max_blob_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`log` takes values up to `max_record_bytes`; the store takes those above, up to `max_blob_bytes`."""
+        self._log = log
+        self._blobs = blobs
+        self._max_record_bytes = max_record_bytes
+        self._max_blob_bytes = max_blob_bytes
+        self._sweeper = Sweeper(log, blobs, clock=clock)
+
+    def append(self, outputs: Iterable[Output]) -> list[tuple[int, int]]:
+        """As the protocol says. Raises RecordError where a reference (of a dead letter) names a blob that is gone."""
+        whole = [self._inline(output) for output in outputs]
+        for output in whole:
+            self._check_size(output)
+        names = [self._write(output) for output in whole]
+        places = self._log.append([_refer(output, name) for output, name in zip(whole, names, strict=True)])
+        self._place(names, places)
+        self._sweeper.appended({output.topic for output in whole})
+        return places
+
+    def subscribe(self, group: str, topics: Sequence[str]) -> "ByReferenceConsumer":
+        return ByReferenceConsumer(self._log.subscribe(group, topics), self._blobs)
+
+    def assign(self, offsets: Offsets) -> "ByReferenceConsumer":
+        return ByReferenceConsumer(self._log.assign(offsets), self._blobs)
+
+    def begin_offsets(self, topic: str) -> dict[Partition, int]:
+        return self._log.begin_offsets(topic)
+
+    def end_offsets(self, topic: str) -> dict[Partition, int]:
+        return self._log.end_offsets(topic)
+
+    def committed(self, group: str, topics: Sequence[str]) -> dict[Partition, int]:
+        return self._log.committed(group, topics)
+
+    def newest(self, topic: str) -> dict[bytes, Entry]:
+        return {key: fetched(entry, self._blobs) for key, entry in self._log.newest(topic).items()}
+
+    def trim(self, offsets: Offsets) -> None:
+        self._log.trim(offsets)
+
+    def close(self) -> None:
+        self._sweeper.close()
+        self._log.close()
+
+    def __enter__(self) -> "ByReferenceLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _inline(self, output: Output) -> Output:
+        """A reference that comes back from the dead letters is written anew: the blob lives as long as its record."""
+        reference = decode_reference(output.value, where=output.topic)
+        if reference is None:
+            return output
+        return output._replace(value=self._blobs.read(reference.location, reference.num_bytes))
+
+    def _check_size(self, output: Output) -> None:
+        limit = max(self._max_record_bytes, self._max_blob_bytes)
+        envelope_bytes = _ENVELOPE_BYTES if output.topic == topics.DEAD_LETTER.name else 0
+        if len(output.value) > limit + envelope_bytes:
+            raise TooLargeError(
+                f"a value of {len(output.value)} bytes is above the limit of {limit}",
+                where=f"{output.topic}, key {output.key!r}",
+                do="Nothing was appended. Raise log.max_blob_bytes, or sample fewer or shorter candidates.",
+            )
+
+    def _write(self, output: Output) -> str | None:
+        """The name of the value's blob, which is durable; None where it needs none."""
+        if len(output.value) <= self._max_record_bytes:
+            return None
+        return self._blobs.write(output.topic, output.value)
+
+    def _place(self, names: Sequence[str | None], places: Sequence[tuple[int, int]]) -> None:
+        for name, place in zip(names, places, strict=True):
+            if name is not None:
+                try:
+                    self._blobs.place(name, Place(*place))
+                except LogError:
+                    # The record is in the log, so the append has not failed. The sweeper goes by the blob's age.
+                    self._blobs.count("unplaced")
+
+
+def _refer(output: Output, name: str | None) -> Output:
+    if name is None:
+        return output
+    reference = Reference(
+        location=name,
+        sha256=name.split("/")[1],
+        num_bytes=len(output.value),
+        outline=outline(output.topic, output.value),
+    )
+    return output._replace(value=encode_reference(reference))
+
+
+class ByReferenceConsumer:
+    """A position in the log; what it reads is whole."""
+
+    def __init__(self, consumer: Consumer, blobs: BlobStore) -> None:
+        self._consumer = consumer
+        self._blobs = blobs
+
+    def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
+        """As the protocol says; fewer entries where their values are large.
+
+        Raises LogError where the blobs' store does not answer; the position stays before what was not returned.
+        """
+        entries = self._consumer.read(max_records=max_records, timeout_s=timeout_s)
+        found: list[Entry] = []
+        num_bytes = 0
+        try:
+            for entry in entries:
+                if num_bytes >= _READ_BYTES:
+                    break
+                found.append(fetched(entry, self._blobs))
+                num_bytes += len(found[-1].value) if found[-1] is not entry else 0
+        except LogError:
+            self._go_back(entries)
+            raise
+        self._go_back(entries[len(found) :])
+        return found
+
+    def commit(self, offsets: Offsets) -> None:
+        self._consumer.commit(offsets)
+
+    def seek(self, offsets: Offsets) -> None:
+        self._consumer.seek(offsets)
+
+    def positions(self) -> dict[Partition, int]:
+        return self._consumer.positions()
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def __enter__(self) -> "ByReferenceConsumer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _go_back(self, entries: Sequence[Entry]) -> None:
+        """Read these again next time."""
+        first: dict[Partition, int] = {}
+        for entry in entries:
+            first.setdefault((entry.topic, entry.partition), entry.offset)
+        if first:
+            self._consumer.seek(first)
+
+
+def fetched(entry: Entry, blobs: BlobStore) -> Entry:
+    """The entry with its value; with a reference that says why where the value is gone. Raises LogError."""
+    try:
+        reference = decode_reference(entry.value, where=entry.where)
+    except RecordError:
+        return entry
+    if reference is None:
+        return entry
+    try:
+        return entry._replace(value=blobs.read(reference.location, reference.num_bytes))
+    except RecordError as error:
+        blobs.count("unreadable")
+        problem = f"{error.what} ({error.where})"
+        return entry._replace(value=encode_reference(msgspec.structs.replace(reference, problem=problem)))
