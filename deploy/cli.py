@@ -11,14 +11,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from deploy.config import RunConfig, json_schema, load_config, load_run
-from streaming.errors import StreamDPOError
+from streaming.errors import ConfigError, StreamDPOError
 from streaming.log.protocol import Log
 
 if TYPE_CHECKING:
@@ -197,6 +197,44 @@ def trace(
     _console().print(trace_page.joined(trace_page.page(one, settings.selection) for one in found))
 
 
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="A .parquet or .jsonl file (sft examples beside it), or a directory.")],
+    format_: Annotated[Literal["trl"], typer.Option("--format", help="TRL's preference format.")] = "trl",
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every pair that was made, not only what was trained on.")
+    ] = False,
+    route: Annotated[Literal["dpo", "sft"] | None, typer.Option(help="Only this route.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Of several policies, which. Default: the one that samples.")
+    ] = None,
+) -> None:
+    """Pairs as a data set for TRL: prompt, chosen and rejected (dpo), prompt and completion (sft)."""
+    from deploy.export import export as write_out
+
+    with _opened(run) as (settings, log):
+        name = _policy(settings, policy)
+        routes = frozenset({route} if route else {"dpo", "sft"})
+        written = write_out(log, name, out, every=all_, routes=routes)
+    for path, count in written.files.items():
+        print(f"{path}: {count} rows")
+    if written.num_untrained:
+        print(f"left out: {written.num_untrained} pairs that no durable step has trained (--all takes them too)")
+    if written.num_without_prompt:
+        print(f"left out: {written.num_without_prompt} pairs whose prompt is past retention")
+    if not written.files:
+        print("nothing to write")
+
+
+def _policy(settings: RunConfig, name: str | None) -> str:
+    """A policy by its name. Raises ConfigError where the run has none of this name."""
+    known = _policies(settings)
+    if name is not None and name not in known:
+        raise ConfigError(f"the run has no policy {name!r}", where="--policy", do=f"It has: {', '.join(known)}.")
+    return name or known[0]
+
+
 def _policies(settings: RunConfig) -> list[str]:
     """Every policy of a run, the one that samples first."""
     return [policy.name for policy in settings.every_policy]
@@ -230,7 +268,6 @@ def schema() -> None:
 def _opened(run: Path) -> Iterator[tuple[RunConfig, Log]]:
     """A run's settings and its log. Raises ConfigError where nothing has run there yet."""
     from deploy.roles import open_run_log, run_directory
-    from streaming.errors import ConfigError
 
     settings = load_run(run)
     if not (run_directory(settings) / "config.yaml").exists():
