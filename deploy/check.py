@@ -312,8 +312,8 @@ def check_ports(config: RunConfig) -> str:
 
 
 def num_processes(config: RunConfig) -> int:
-    """Processes of a run that have an endpoint: scheduler, scorer, selector, generators and ranks."""
-    return 3 + config.generation.num_generators + config.learner.world_size
+    """Processes of a run that have an endpoint: scheduler, scorer, generators; every policy's selector and ranks."""
+    return 2 + config.generation.num_generators + sum(1 + one.learner.world_size for one in config.every_policy)
 
 
 def check_engine(config: RunConfig) -> str:
@@ -349,7 +349,7 @@ def check_devices(config: RunConfig) -> str:
     num_gpus = torch.cuda.device_count()
     if num_gpus == 0:
         return f"no GPU; {os.cpu_count()} CPU cores"
-    needed = config.generation.num_generators + config.learner.world_size
+    needed = config.generation.num_generators + sum(one.learner.world_size for one in config.every_policy)
     if needed > num_gpus and not os.environ.get("RAY_ADDRESS"):
         raise NotReadyError(
             f"{needed} GPUs are needed (one per generator and rank), {num_gpus} are here",

@@ -4,10 +4,10 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from actors.config import GenerationConfig, PromptsConfig, SchedulerConfig
 from learner.config import LearnerConfig
@@ -25,6 +25,9 @@ from streaming.config import (
 from streaming.errors import ConfigError
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+POLICY_NAME = r"^[a-z][a-z0-9_]{0,31}$"
+"""It stands in topics, groups, role ids and directories."""
 
 
 class StopConfig(Section):
@@ -47,6 +50,34 @@ class MetricsConfig(Section):
     """First port; each further role takes the next one. Default: free ports, shown by `streamdpo status`."""
 
 
+class PolicyConfig(Section):
+    """A further model that learns from the candidates that the run's policy samples."""
+
+    model: str | None = None
+    """Initial model, with the same tokenizer as the run's. Default: the run's."""
+
+    reference: str | None = None
+    """Directory of the frozen reference model. Default: the run's where the model is the run's, else the model."""
+
+    selection: SelectionConfig = SelectionConfig()
+    """Which candidates become a training example; what is not said here is as in the run's own."""
+
+    learner: LearnerConfig = LearnerConfig()
+    """The learner; what is not said here is as in the run's own."""
+
+
+class Policy(NamedTuple):
+    """A model that learns in this run, with everything that is settled for it."""
+
+    name: str
+    model: str
+    reference: str
+    selection: SelectionConfig
+    learner: LearnerConfig
+    is_sampled: bool
+    """Whether the generators sample from it: then its staleness counts its own versions, and it sets the pace."""
+
+
 class RunConfig(Section):
     """Everything about a run, in one file."""
 
@@ -59,8 +90,8 @@ class RunConfig(Section):
     directory: str | None = None
     """Where the log, weights, checkpoints and report lie. Default: runs/NAME beside the configuration file."""
 
-    policy: str = Field("policy", pattern=r"^[a-z][a-z0-9_]{0,31}$")
-    """Name of the model being trained."""
+    policy: str = Field("policy", pattern=POLICY_NAME)
+    """Name of the model being trained: the one that samples, sets the pace and is measured on held-out prompts."""
 
     prompts: PromptsConfig
     """Where prompts come from."""
@@ -83,6 +114,10 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     """The learner."""
 
+    policies: dict[Annotated[str, Field(pattern=POLICY_NAME)], PolicyConfig] = {}
+    """Further models, by name, that learn from the same candidates: each has a selector, a learner and weights of its
+    own. They hold nobody up: what they are too slow for is dropped as `stale`, by their own `max_staleness`."""
+
     log: LogConfig = LogConfig()
     """Where the run's records lie."""
 
@@ -103,14 +138,52 @@ class RunConfig(Section):
         names = [source.name for source in self.rewards]
         if len(set(names)) < len(names):
             raise ValueError(f"two reward sources have the same name: {sorted(names)}")
-        if self.learner.optimizer.schedule != "constant" and self.learner.max_steps is None:
-            raise ValueError(f"the {self.learner.optimizer.schedule} schedule needs learner.max_steps")
+        if self.policy in self.policies:
+            raise ValueError(f"policies.{self.policy} has the name of the run's own policy: give it another")
+        for policy in self.every_policy:
+            schedule = policy.learner.optimizer.schedule
+            if schedule != "constant" and policy.learner.max_steps is None:
+                raise ValueError(f"the {schedule} schedule of {policy.name} needs learner.max_steps")
         if self.scheduler.pipeline_depth <= self.learner.batch.batch_size:
             raise ValueError(
                 f"scheduler.pipeline_depth ({self.scheduler.pipeline_depth}) must be larger than "
                 f"learner.batch.batch_size ({self.learner.batch.batch_size}): a smaller one never fills a batch"
             )
         return self
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _inherit(cls, policies: Any, info: ValidationInfo) -> Any:
+        """What a policy does not say is as the run says it. A section of the run that is wrong is told of once."""
+        if not isinstance(policies, dict):
+            return policies
+        shared = {name: info.data[name].model_dump() for name in ("selection", "learner") if name in info.data}
+        return {name: _merged(shared, {} if said is None else said) for name, said in policies.items()}
+
+    @property
+    def every_policy(self) -> list[Policy]:
+        """Every policy that learns in this run, the one that samples first."""
+        reference = self.scoring.reference or self.model
+        own = Policy(self.policy, self.model, reference, self.selection, self.learner, is_sampled=True)
+        others = [
+            Policy(
+                name,
+                one.model or self.model,
+                one.reference or one.model or reference,
+                one.selection,
+                one.learner,
+                is_sampled=False,
+            )
+            for name, one in self.policies.items()
+        ]
+        return [own, *others]
+
+
+def _merged(under: Any, over: Any) -> Any:
+    """Values of `over`, and of `under` where it has none."""
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return over
+    return under | {name: _merged(under.get(name), value) for name, value in over.items()}
 
 
 SAVED = "config.yaml"
@@ -190,11 +263,17 @@ def _sections(kind: type[Section]) -> dict[str, type[Section]]:
 
 def _changes(old: Section, new: Section, prefix: str) -> Iterator[Change]:
     for name, info in type(new).model_fields.items():
-        before, after = getattr(old, name), getattr(new, name)
-        if isinstance(before, Section) and isinstance(after, Section):
-            yield from _changes(before, after, f"{prefix}{name}.")
-        elif before != after:
-            yield Change(prefix + name, before, after, reload_class(info))
+        yield from _change(getattr(old, name), getattr(new, name), prefix + name, reload_class(info))
+
+
+def _change(before: Any, after: Any, path: str, reload: Reload) -> Iterator[Change]:
+    if isinstance(before, Section) and isinstance(after, Section):
+        yield from _changes(before, after, f"{path}.")
+    elif isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted(before.keys() | after.keys()):
+            yield from _change(before.get(name), after.get(name), f"{path}.{name}", reload)
+    elif before != after:
+        yield Change(path, before, after, reload)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -278,5 +357,6 @@ def _anchor(config: RunConfig, folder: Path) -> RunConfig:
             "prompts": anchored(config.prompts, "path", "eval_path"),
             "rewards": [anchored(source, "function", "model") for source in config.rewards],
             "scoring": anchored(config.scoring, "reference"),
+            "policies": {name: anchored(one, "model", "reference") for name, one in config.policies.items()},
         }
     )

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,9 +131,7 @@ class Fleet:
         self._config = config
         self._since_s = since_s
         every = processes(config)
-        ranks = [process for process in every if process.role == "learner"]
-        self._units = [Unit([p]) for p in every if p.role != "learner"]
-        self._units.insert(config.generation.num_generators, Unit(ranks))
+        self._units = [Unit(together) for together in in_units(every)]
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         self._gpus_of = gpus_by_role(config, num_gpus)
         for unit in self._units:
@@ -175,7 +173,7 @@ class Fleet:
         unit.started_s = time.monotonic()
         unit.actors = [self._actor(process) for process in unit.processes]
         environments = [self._environment(process) for process in unit.processes]
-        if unit.processes[0].role == "learner":
+        if unit.processes[0].kind == "learner":
             address, port = self._ray.get(unit.actors[0].meeting_point.remote())
             for process, environment in zip(unit.processes, environments, strict=True):
                 environment |= _rank_environment(process.index, len(unit.processes), address, port)
@@ -186,7 +184,7 @@ class Fleet:
 
     def _actor(self, process: Process) -> Any:
         # Two threads: `stop` must come through while `run` runs. No CPUs: the roles share the machine's.
-        options = {"num_cpus": 0, "num_gpus": self._gpus_of.get(process.role, 0), "max_concurrency": 2}
+        options = {"num_cpus": 0, "num_gpus": self._gpus_of.get(process.kind, 0), "max_concurrency": 2}
         # Set before the worker starts, because importing torch reads them; and where a person's modules are found.
         variables = self._environment(process) | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         remote = self._ray.remote(RoleActor).options(
@@ -195,7 +193,7 @@ class Fleet:
         return remote.remote(settings_of(self._config), process.role, process.index)
 
     def _environment(self, process: Process) -> dict[str, str]:
-        has_gpu = bool(self._gpus_of.get(process.role))
+        has_gpu = bool(self._gpus_of.get(process.kind))
         return role_environment(self._config, process.role, has_gpu=has_gpu)
 
     def _ended(self, unit: Unit, reference: Any) -> Ended:
@@ -223,6 +221,14 @@ class Fleet:
         unit.actors, unit.running = [], {}
 
 
+def in_units(every: Sequence[Process]) -> list[list[Process]]:
+    """The ranks of a learner start together, everything else alone, in the order given."""
+    units: dict[str, list[Process]] = {}
+    for process in every:
+        units.setdefault(process.role if process.kind == "learner" else process.role_id, []).append(process)
+    return list(units.values())
+
+
 def _rank_environment(rank: int, world_size: int, address: str, port: int) -> dict[str, str]:
     return {
         "RANK": str(rank),
@@ -238,7 +244,7 @@ def gpus_by_role(config: RunConfig, num_gpus: int) -> dict[str, int]:
 
     Raises NotReadyError where there are some, but too few.
     """
-    needed = config.generation.num_generators + config.learner.world_size
+    needed = config.generation.num_generators + sum(policy.learner.world_size for policy in config.every_policy)
     if num_gpus == 0:
         return {}
     if num_gpus < needed:

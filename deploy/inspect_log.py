@@ -20,10 +20,10 @@ READ_RECORDS = 256
 """Entries per read: enough for speed, few enough to print at once."""
 
 
-def find_topic(name: str, policy: str) -> Topic:
-    """The topic of this name; `pairs` alone means the policy's. Raises ConfigError with the names that exist."""
-    every = {topic.name: topic for topic in topics.all_topics(policy)}
-    every["pairs"] = topics.pairs(policy)
+def find_topic(name: str, *policies: str) -> Topic:
+    """The topic of this name; `pairs` alone means the first policy's. Raises ConfigError with the names that exist."""
+    every = {topic.name: topic for topic in topics.all_topics(*policies)}
+    every["pairs"] = topics.pairs(policies[0])
     if name not in every:
         raise ConfigError(
             f"there is no topic {name!r}", where="tail", do=f"The topics are: {', '.join(sorted(every))}."

@@ -92,8 +92,15 @@ def prepare(config: RunConfig) -> list[Change]:
 
 
 def is_bound(path: str, config: RunConfig) -> bool:
-    """Whether a setting cannot change within a run. With ZeRO every rank's checkpoint holds its own part."""
-    return path in IDENTITY or (path == "learner.world_size" and config.learner.zero_stage > 0)
+    """Whether a setting cannot change within a run. With ZeRO every rank's checkpoint holds its own part.
+
+    A further policy may come, and go; while it is there it is bound to the same.
+    """
+    learners = {policy.name: policy.learner for policy in config.every_policy}
+    section, _, rest = path.partition(".")
+    name, _, within = rest.partition(".") if section == "policies" else (config.policy, "", path)
+    is_sharded = name in learners and learners[name].zero_stage > 0
+    return within in IDENTITY or within == "reference" or (within == "learner.world_size" and is_sharded)
 
 
 def launch(config: RunConfig, view: View) -> Outcome:
@@ -115,6 +122,8 @@ def launch(config: RunConfig, view: View) -> Outcome:
             view.event(f"{reason}: stopping (Ctrl-C again: at once)")
         watch.look(time.monotonic() - started_s)
         watch.keep_last()
+        if watch.broken:
+            raise watch.broken[0]
         return Outcome(reason, time.monotonic() - started_s, watch.measured)
 
 
@@ -141,7 +150,7 @@ def started_fleet(config: RunConfig, since_s: float, interrupts: Interrupts, vie
         for process, error, _ in broken:
             view.event(f"{process.role_id} did not end well: {error}")
     for process, error, _ in broken:
-        if process.role == "learner" and not interrupts.hurry.is_set():
+        if process.kind == "learner" and not interrupts.hurry.is_set():
             raise StreamDPOError(
                 f"the learner did not end well, so its newest steps may be in no checkpoint: {error}",
                 where=str(log_path(config, process.role_id)),

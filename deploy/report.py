@@ -141,7 +141,8 @@ def in_order(states: Iterable[RoleState]) -> list[RoleState]:
 
     def place(state: RoleState) -> tuple[int, int, str]:
         number = state.role_id.rpartition("-")[2]
-        kind = ROLES.index(state.role) if state.role in ROLES else len(ROLES)
+        name = state.role.partition(".")[0]  # `learner.b` is a learner too
+        kind = ROLES.index(name) if name in ROLES else len(ROLES)
         return kind, int(number) if number.isdecimal() else 0, state.role_id
 
     return sorted(states, key=place)

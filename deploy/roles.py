@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from deploy.check import check_packages
-from deploy.config import RunConfig
+from deploy.config import Policy, RunConfig
 from deploy.server import MetricsServer
 from streaming.errors import ConfigError, NotReadyError, StreamDPOError
 from streaming.heartbeat import Heartbeat
@@ -24,13 +24,26 @@ from streaming.log import open_log
 from streaming.log.protocol import Log
 from streaming.metrics import Metrics
 
+if TYPE_CHECKING:
+    from streaming.scoring import Pricing
+
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a run."""
+    """One process of a run. Roles of a further policy carry its name: `learner.b`, `selector.b`."""
 
     role: str
     index: int
+
+    @property
+    def kind(self) -> str:
+        """What it does, whatever the policy."""
+        return self.role.partition(".")[0]
+
+    @property
+    def policy(self) -> str | None:
+        """Whose role it is; None for the run's own policy and for what all policies share."""
+        return self.role.partition(".")[2] or None
 
     @property
     def role_id(self) -> str:
@@ -48,7 +61,7 @@ class Parts:
     """What a role is built from."""
 
     config: RunConfig
-    index: int
+    process: Process
     log: Log
     metrics: Metrics
     heartbeat: Heartbeat
@@ -57,6 +70,11 @@ class Parts:
     @property
     def directory(self) -> Path:
         return run_directory(self.config)
+
+    @property
+    def policy(self) -> Policy:
+        """Whose role it is."""
+        return policy_of(self.config, self.process)
 
 
 def run_directory(config: RunConfig) -> Path:
@@ -67,13 +85,25 @@ def run_directory(config: RunConfig) -> Path:
 
 def processes(config: RunConfig) -> list[Process]:
     """Every process of a run, the quickest to start last: what is slow begins first."""
+    policies = config.every_policy
     return [
         *(Process("generator", i) for i in range(config.generation.num_generators)),
-        *(Process("learner", rank) for rank in range(config.learner.world_size)),
+        *(Process(role_of("learner", one), rank) for one in policies for rank in range(one.learner.world_size)),
         Process("scorer", 0),
-        Process("selector", 0),
+        *(Process(role_of("selector", one), 0) for one in policies),
         Process("scheduler", 0),
     ]
+
+
+def role_of(kind: str, policy: Policy) -> str:
+    """The role's name: its kind, and whose it is where it is not the run's own policy's."""
+    return kind if policy.is_sampled else f"{kind}.{policy.name}"
+
+
+def policy_of(config: RunConfig, process: Process) -> Policy:
+    """The policy that a process works for; the run's own for what all policies share."""
+    name = process.policy or config.policy
+    return next(policy for policy in config.every_policy if policy.name == name)
 
 
 def open_run_log(config: RunConfig) -> Log:
@@ -97,11 +127,12 @@ def log_url(url: str, directory: Path) -> str:
 
 def role_environment(config: RunConfig, role: str, *, has_gpu: bool) -> dict[str, str]:
     """Variables that libraries read when they are first imported."""
+    process = Process(role, 0)
     threads = {
         "generator": config.generation.engine.num_threads,
-        "learner": config.learner.num_threads,
+        "learner": policy_of(config, process).learner.num_threads,
         "scorer": config.scoring.num_threads,
-    }.get(role, 1)
+    }.get(process.kind, 1)
     environment = {
         "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the cores from the other roles
@@ -127,8 +158,8 @@ def run_role(config: RunConfig, role: str, index: int, stop: threading.Event, *,
     check_packages()
     with log_to_file(config, process.role_id), open_run_log(config) as log, _beating(config, process, log) as beating:
         metrics, heartbeat = beating
-        parts = Parts(config, index, log, metrics, heartbeat, time.time() if since_s is None else since_s)
-        BUILDERS[role](parts).run(stop)
+        parts = Parts(config, process, log, metrics, heartbeat, time.time() if since_s is None else since_s)
+        BUILDERS[process.kind](parts).run(stop)
 
 
 @contextmanager
@@ -221,51 +252,66 @@ def _generator(parts: Parts) -> Role:
 
 
 def _scorer(parts: Parts) -> Role:
-    from streaming.reference import ReferenceModel
     from streaming.rewards import build_rewards
     from streaming.scorer import Scorer
 
     config = parts.config
-    sources = build_rewards(config.rewards, config.scoring, trust_remote_code=config.trust_remote_code)
-    reference = ReferenceModel(
-        fetched(config.scoring.reference or config.model),
-        batch_tokens=config.scoring.batch_tokens,
-        dtype=config.learner.dtype,  # priced by other rounding, the first step's margins would not be 0
-        num_threads=config.scoring.num_threads,
-        trust_remote_code=config.trust_remote_code,
-    )
     return Scorer(
         parts.log,
         parts.metrics,
         parts.heartbeat,
-        sources=sources,
-        reference=reference,
+        sources=build_rewards(config.rewards, config.scoring, trust_remote_code=config.trust_remote_code),
+        pricing=_pricing(config),
         config=config.scoring,
     )
+
+
+def _pricing(config: RunConfig) -> "list[Pricing]":
+    """The references of all policies, each loaded once, that of the policy that samples first."""
+    from streaming.reference import ReferenceModel
+    from streaming.scoring import Pricing
+
+    sharing: dict[tuple[Path, str], list[str]] = {}
+    for policy in config.every_policy:
+        # The learner's dtype: priced by other rounding, the first step's margins would not be 0.
+        sharing.setdefault((fetched(policy.reference), policy.learner.dtype), []).append(policy.name)
+    return [
+        Pricing(
+            ReferenceModel(
+                directory,
+                batch_tokens=config.scoring.batch_tokens,
+                dtype=dtype,
+                num_threads=config.scoring.num_threads,
+                trust_remote_code=config.trust_remote_code,
+            ),
+            tuple(policies),
+        )
+        for (directory, dtype), policies in sharing.items()
+    ]
 
 
 def _selector(parts: Parts) -> Role:
     from streaming.selector import Selector
 
-    return Selector(
-        parts.log, parts.metrics, parts.heartbeat, config=parts.config.selection, policy=parts.config.policy
-    )
+    policy = parts.policy
+    return Selector(parts.log, parts.metrics, parts.heartbeat, config=policy.selection, policy=policy.name)
 
 
 def _learner(parts: Parts) -> Role:
     from learner.train import Learner
 
-    config = parts.config
+    config, policy = parts.config, parts.policy
     return Learner(
         parts.log,
         parts.metrics,
         parts.heartbeat,
-        config=config.learner,
-        model=str(fetched(config.model)),
+        config=policy.learner,
+        model=str(fetched(policy.model)),
         directory=parts.directory,
-        policy=config.policy,
+        policy=policy.name,
         trust_remote_code=config.trust_remote_code,
         since_s=parts.since_s,
+        sampled_by=None if policy.is_sampled else config.policy,
     )
 
 

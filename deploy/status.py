@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deploy.config import RunConfig
+from deploy.roles import role_of
 from streaming import topics
 from streaming.heartbeat import role_states
 from streaming.log.protocol import Log
@@ -40,7 +41,10 @@ def _lags(log: Log, config: RunConfig) -> dict[str, int]:
     readers = {
         "generator": ("generators", topics.PROMPTS.name),
         "scorer": ("scorer", topics.CANDIDATES.name),
-        "selector": (f"selector.{config.policy}", topics.SCORED.name),
+        **{
+            role_of("selector", policy): (topics.selectors(policy.name), topics.SCORED.name)
+            for policy in config.every_policy
+        },
     }
     lags = {}
     for role, (group, topic) in readers.items():
@@ -94,7 +98,9 @@ _COLOURS = {"ready": "green", "starting": "yellow", "degraded": "yellow", "stopp
 
 def figures(state: RoleState) -> str:
     """A role's headline figures on one line: the few that tell how it does, or all of a role that has no such few."""
-    shown = [name for name in _HEADLINES.get(state.role, ()) if name in state.numbers] or list(state.numbers)
+    shown = [name for name in _HEADLINES.get(state.role.partition(".")[0], ()) if name in state.numbers] or list(
+        state.numbers
+    )
     return "  ".join(f"{name} {short(state.numbers[name])}" for name in shown)
 
 

@@ -6,7 +6,7 @@ from deploy.config import RunConfig
 from deploy.fleet import Ended
 from deploy.live import Progress, View, eta
 from deploy.promotion import best_of, newest_of, promote, version_directory
-from deploy.roles import log_path, run_directory
+from deploy.roles import log_path, processes, run_directory
 from deploy.status import Status, read_status
 from streaming import topics
 from streaming.errors import RecordError, StreamDPOError
@@ -40,6 +40,11 @@ class Watch:
         self._has_warned = False
         self._kept: Measurement | None = None
         self._first_shares: dict[str, float] = {}
+        self._learning = {p.role_id for p in processes(config) if p.policy and p.kind == "learner" and not p.index}
+        self._over: str | None = None  # the data have ended; further policies may still learn from what is there
+        self.broken: list[StreamDPOError] = []
+        """Why further policies could not go on: the run went on without them."""
+
         self.measured: list[Measurement] = []
         self.best: Measurement | None = None
         self.newest: Measurement | None = None
@@ -60,27 +65,44 @@ class Watch:
     def ended(self, ended: Ended) -> str | None:
         """A process ended: why the run is over with it; None where it is not. Raises what cannot be mended."""
         role_id = ended.process.role_id
-        if ended.error is None:
+        if ended.error is not None:
+            self._failed(ended)
+        else:
             state = role_states(self._log).get(role_id)
             message = state.message if state else ""
             self._view.event(f"{role_id} is done: {message or 'nothing left to do'}")
-            return self._reason(message) if ended.process.role == "scheduler" else None
+            self._learning.discard(role_id)
+            if ended.process.role == "scheduler":
+                self._over = self._reason(message)
+                if message != "end of data":
+                    return self._over
+        return self._over if not self._learning else None
+
+    def _failed(self, ended: Ended) -> None:
+        """Tell of it; raise what cannot be mended, unless it is a further policy's: the others go on without that."""
+        role_id = ended.process.role_id
         text = str(ended.error).strip()
-        if ended.again_s is None:
-            raise self._explained(ended)
-        first_line = text.splitlines()[0] if text else type(ended.error).__name__
-        self._view.event(f"{role_id} failed: {first_line}; starting it again in {ended.again_s:g} s")
-        return None
+        if ended.again_s is not None:
+            first_line = text.splitlines()[0] if text else type(ended.error).__name__
+            self._view.event(f"{role_id} failed: {first_line}; starting it again in {ended.again_s:g} s")
+            return
+        error = self._explained(ended)
+        if ended.process.policy is None:
+            raise error
+        self.broken.append(error)
+        self._view.event(f"{role_id} cannot go on, the other policies do: {error}")
+        self._learning -= {f"learner.{ended.process.policy}-0"}
 
     def keep_last(self) -> None:
-        """The newest published version becomes RUN/last."""
+        """The newest published version becomes RUN/last; that of a further policy RUN/last.POLICY."""
         newest = [
             decode(WeightVersion, entry.value, where=entry.where)
             for entry in self._log.newest(topics.WEIGHTS.name).values()
         ]
-        own = [weights for weights in newest if weights.policy == self._config.policy]
-        if own:
-            self._promote(max(own, key=lambda weights: weights.version).version, "last")
+        for policy in self._config.every_policy:
+            own = [weights.version for weights in newest if weights.policy == policy.name]
+            if own:
+                self._promote(policy.name, max(own), "last" if policy.is_sampled else f"last.{policy.name}")
 
     def _reason(self, message: str) -> str:
         learner = role_states(self._log).get("learner-0")
@@ -108,10 +130,15 @@ class Watch:
                     continue
                 if one.ending == "evaluated":
                     self._evaluated.append(one)
-                elif one.ending in ("consumed", "dropped") and one.round is None and one.time_s >= self._since_s:
+                elif self._is_pace(one):
                     self._endings[one.reason or one.ending] += 1
         self._warn_of_missing_rewards()
         return len(self._evaluated) > before
+
+    def _is_pace(self, one: Feedback) -> bool:
+        """Whether this freed a slot of this start."""
+        is_training = one.ending in ("consumed", "dropped") and one.round is None
+        return is_training and one.policy == self._config.policy and one.time_s >= self._since_s
 
     def _warn_of_missing_rewards(self) -> None:
         """A reward that fails is a missing reward, and the run goes on: so somebody must say that it does."""
@@ -122,11 +149,15 @@ class Watch:
             self._view.event(f"warning: {missing} of {total} prompts have no reward and teach nothing; see {path}")
 
     def _keep_best(self) -> None:
-        if self.best is not None and self.best != self._kept and self._promote(self.best.version, "best"):
+        if (
+            self.best is not None
+            and self.best != self._kept
+            and self._promote(self._config.policy, self.best.version, "best")
+        ):
             self._kept = self.best
 
-    def _promote(self, version: Version, name: str) -> bool:
-        source = version_directory(self._directory, self._config.policy, version)
+    def _promote(self, policy: str, version: Version, name: str) -> bool:
+        source = version_directory(self._directory, policy, version)
         if promote(source, self._directory / name):
             return True
         self._view.event(f"version {version} is no longer on disk: {name} stays as it is")

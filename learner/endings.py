@@ -30,11 +30,12 @@ def consumed(pair: Pair, *, epoch: int, step: int, time_s: float, reason: str = 
         step=step,
         margin=pair.margins.external,
         spread=pair.spread,
+        sampled_by=pair.sampled_by,
         time_s=time_s,
     )
 
 
-def with_numbers(one: Feedback, numbers: ExampleNumbers, *, staleness: int) -> Feedback:
+def with_numbers(one: Feedback, numbers: ExampleNumbers, *, staleness: int | None) -> Feedback:
     """What the step saw of this example, beside its ending."""
     return msgspec.structs.replace(
         one,

@@ -16,6 +16,7 @@ from learner.batch import example_of
 from learner.checkpoint import Checkpoint, ProbeTokens, State
 from learner.config import LearnerConfig
 from learner.limits import Limits
+from learner.off_policy import Samplers, has_selected_all
 from learner.pairs import PairReader, is_end_of_data, is_last_batch
 from learner.publisher import Publisher
 from learner.staleness import lineage_of, pair_staleness
@@ -54,7 +55,9 @@ class Lead:
         epoch: int,
         restored: Checkpoint | None,
         since_s: float,
+        sampled_by: str | None = None,
     ) -> None:
+        """`sampled_by`: the policy whose candidates this one learns from, where it does not sample itself."""
         state = restored.state if restored else None
         self._log = log
         self._metrics = metrics
@@ -65,6 +68,8 @@ class Lead:
         self._config = config
         self._policy = policy
         self._since_s = since_s
+        self._sampled_by = sampled_by
+        self._samplers = Samplers(log)
         self._step = state.step if state else 0
         self._version = Version(epoch, state.version.number if state else 0)
         self._lineage = lineage_of(state.version if state else None, state.lineage if state else [], epoch=epoch)
@@ -110,8 +115,14 @@ class Lead:
         reason = self._limits.refuse(pair)
         if reason is not None:
             return reason
-        age = pair_staleness(pair, self._version, self._lineage)
+        age = self._age(pair)
         return "stale" if age is None or age > self._config.batch.max_staleness else None
+
+    def _age(self, pair: Pair) -> int | None:
+        """In versions of the policy that sampled it, which may be another one."""
+        if pair.sampled_by is not None:
+            return self._samplers.age(pair)
+        return pair_staleness(pair, self._version, self._lineage)
 
     def _next_batch(self, stop: threading.Event) -> list[Pair]:
         """A full batch, or the last partial one; nothing where `stop` came first or the data is over."""
@@ -126,11 +137,21 @@ class Lead:
                 if time.monotonic() - looked_s > _QUIET_S:
                     looked_s = time.monotonic()
                     self._trainer.idle()
-                    numbers = self._scheduler_numbers()
-                    if is_last_batch(numbers, self._reader.pending_requests) or is_end_of_data(numbers):
+                    if self._has_everything():
                         return self._reader.next_batch(self._config.batch.batch_size)
                 stop.wait(_POLL_S)
         return []
+
+    def _has_everything(self) -> bool:
+        """Whether there is nothing to wait for: a batch that is not full now never will be."""
+        numbers = self._scheduler_numbers()
+        if self._sampled_by is None:
+            return is_last_batch(numbers, self._reader.pending_requests) or is_end_of_data(numbers)
+        if not is_end_of_data(numbers) or not has_selected_all(self._log, self._policy):
+            return False
+        is_full = self._reader.fill(self._config.batch.batch_size)  # after the looks: the last pairs came before them
+        self._settle_drops()
+        return not is_full
 
     def _scheduler_numbers(self) -> dict[str, float]:
         """What the scheduler of this run last told; of an earlier start it says nothing about this one."""
@@ -149,7 +170,7 @@ class Lead:
         self._num_non_finite = 0
         self._step += 1
         self._probe = ProbeTokens(batch[0].prompt_tokens, batch[0].chosen.tokens)
-        ages = [pair_staleness(pair, self._version, self._lineage) or 0 for pair in batch]
+        ages = [self._age(pair) for pair in batch]
         self._show(batch, numbers, ages)
         self._end_trained(batch, numbers, ages)
         if self._step % self._config.publish.sync_every == 0:
@@ -177,7 +198,7 @@ class Lead:
         self._ended += told
         self._feed_back(told)
 
-    def _end_trained(self, batch: Sequence[Pair], numbers: StepNumbers, ages: Sequence[int]) -> None:
+    def _end_trained(self, batch: Sequence[Pair], numbers: StepNumbers, ages: Sequence[int | None]) -> None:
         """As `_consume`, with what the step saw of every example."""
         told = [
             endings.with_numbers(self._consumed(pair, ""), seen, staleness=age)
@@ -239,13 +260,15 @@ class Lead:
                 do="Nothing: the newer learner goes on from the newest checkpoint.",
             )
 
-    def _show(self, batch: Sequence[Pair], numbers: StepNumbers, ages: Sequence[int]) -> None:
+    def _show(self, batch: Sequence[Pair], numbers: StepNumbers, ages: Sequence[int | None]) -> None:
         """Metrics and headline figures of a step that was taken."""
         metrics = self._metrics
         metrics.count("steps_total")
         metrics.count("trained_tokens_total", numbers.num_tokens)
-        for pair, age in zip(batch, ages, strict=True):
+        for pair in batch:
             metrics.count("examples_trained_total", route=pair.route)
+        known_ages = [age for age in ages if age is not None]  # another sampler may have started anew meanwhile
+        for age in known_ages:
             metrics.observe("staleness_versions", age)
         gauges = {
             "loss": numbers.loss,
@@ -260,7 +283,9 @@ class Lead:
         for name, value in known.items():
             metrics.set(name, value)
         tokens_per_s = numbers.num_tokens / max(numbers.seconds, 1e-9)
-        figures = {"step": self._step, "tokens_per_s": tokens_per_s, "staleness": sum(ages) / len(ages)}
+        figures = {"step": self._step, "tokens_per_s": tokens_per_s}
+        if known_ages:
+            figures["staleness"] = sum(known_ages) / len(known_ages)
         self._tell(numbers={**known, **{name: float(value) for name, value in figures.items()}})
 
     def _tell(self, **changes: object) -> None:

@@ -35,6 +35,7 @@ class Learner:
     """One rank of the learner; all ranks are in `run` together. Rank 0 alone reads and writes the log.
 
     `model` is the initial model's directory; weights and checkpoints go below `directory`, which all ranks share.
+    `sampled_by`: the policy whose candidates this one learns from, where it does not sample itself.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Learner:
         policy: str,
         trust_remote_code: bool = False,
         since_s: float = 0.0,
+        sampled_by: str | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self._log = log
@@ -61,6 +63,7 @@ class Learner:
         self._policy = policy
         self._trust_remote_code = trust_remote_code
         self._since_s = since_s
+        self._sampled_by = sampled_by
         self._environment = environment
 
     def run(self, stop: threading.Event) -> None:
@@ -112,6 +115,7 @@ class Learner:
             epoch=self._next_epoch(),
             restored=restored,
             since_s=self._since_s,
+            sampled_by=self._sampled_by,
         )
         try:
             with closing(publisher):

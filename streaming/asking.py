@@ -8,6 +8,7 @@ works in another one on batches that cross the groups' borders.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import NamedTuple, Protocol
@@ -38,6 +39,7 @@ class Answers(NamedTuple):
 
     rewards: list[SourceRewards]
     logprobs: list[float] | None  # of the reference; None for an evaluation request
+    further: list[list[float] | None] = []  # of each further reference; None where it cannot price this group
 
 
 class Answered(NamedTuple):
@@ -49,18 +51,20 @@ class Answered(NamedTuple):
 
 
 Price = Callable[[Group], Awaitable[list[float]]]
-"""Asks the reference for log pi_ref of every candidate."""
+"""Asks a reference for log pi_ref of every candidate. Raises RecordError where it cannot price this group."""
 
 
 class Panel:
     """All that is asked about a group. Owns the sources: they close with it."""
 
-    def __init__(self, sources: Sequence[WeightedSource], reference: Reference, *, max_groups: int) -> None:
+    def __init__(self, sources: Sequence[WeightedSource], references: Sequence[Reference], *, max_groups: int) -> None:
+        """The first of `references` is that of the policy that samples: what it cannot price is a bad record."""
         self._sources = sources
-        self._reference = reference
         self._ready: SimpleQueue[Answered | BaseException] = SimpleQueue()
         self._loop = LoopThread(name="panel")
-        self._pricing = Coalescer(self._price, name="reference", max_items=max_groups)
+        self._pricing = [
+            Coalescer(partial(_price, reference), name="reference", max_items=max_groups) for reference in references
+        ]
 
     def submit(self, entry: Entry, group: Group) -> None:
         """Begin to ask; the answers come out of `take`, once."""
@@ -84,7 +88,8 @@ class Panel:
     def close(self) -> None:
         """Abandon what is under way."""
         self._loop.close()
-        self._pricing.close()
+        for pricing in self._pricing:
+            pricing.close()
         for weighted in self._sources:
             weighted.source.close()
 
@@ -98,7 +103,7 @@ class Panel:
 
     async def _answer(self, entry: Entry, group: Group) -> None:
         try:
-            answers: Answers | RecordError = await ask(group, self._sources, self._priced)
+            answers: Answers | RecordError = await ask(group, self._sources, self._prices)
         except RecordError as error:
             answers = error
         except Exception as error:
@@ -106,31 +111,49 @@ class Panel:
             return
         self._ready.put(Answered(entry, group, answers))
 
-    async def _priced(self, group: Group) -> list[float]:
-        return await asyncio.wrap_future(self._pricing.submit(group))
-
-    def _price(self, groups: list[Group]) -> list[list[float]]:
-        """A group on which a working model fails is a bad record; a model that fails on everything is no record's."""
-        try:
-            return self._reference.price(groups)
-        except RecordError:
-            raise
-        except Exception as cause:
-            if len(groups) > 1:
-                raise  # each is tried alone next
-            self._reference.logprobs([_PROBE])
-            raise RecordError(
-                f"the reference model failed on it: {type(cause).__name__}: {cause}",
-                where=f"group {groups[0].group_id}",
-                do="It goes to the dead-letter topic. Where memory was short, lower scoring.batch_tokens.",
-            ) from cause
+    @property
+    def _prices(self) -> list[Price]:
+        return [partial(_priced, pricing) for pricing in self._pricing]
 
 
-async def ask(group: Group, sources: Sequence[WeightedSource], price: Price) -> Answers:
-    """Ask all sources, and for a training request the reference, at once; done when the last has answered."""
+async def _priced(pricing: Coalescer[Group, list[float]], group: Group) -> list[float]:
+    return await asyncio.wrap_future(pricing.submit(group))
+
+
+def _price(reference: Reference, groups: list[Group]) -> list[list[float]]:
+    """A group on which a working model fails is a bad record; a model that fails on everything is no record's."""
+    try:
+        return reference.price(groups)
+    except RecordError:
+        raise
+    except Exception as cause:
+        if len(groups) > 1:
+            raise  # each is tried alone next
+        reference.logprobs([_PROBE])
+        raise RecordError(
+            f"the reference model failed on it: {type(cause).__name__}: {cause}",
+            where=f"group {groups[0].group_id}",
+            do="It goes to the dead-letter topic. Where memory was short, lower scoring.batch_tokens.",
+        ) from cause
+
+
+async def ask(group: Group, sources: Sequence[WeightedSource], prices: Sequence[Price]) -> Answers:
+    """Ask all sources, and for a training request the references, at once; done when the last has answered."""
     asked = [asyncio.ensure_future(_ask(source, group)) for source in sources]
-    logprobs = await price(group) if group.request.purpose == "train" else None
-    return Answers(list(await asyncio.gather(*asked)), logprobs)
+    if group.request.purpose == "eval":
+        return Answers(list(await asyncio.gather(*asked)), None)
+    first, *others = prices
+    further = [asyncio.ensure_future(_unless_bad(price, group)) for price in others]
+    logprobs = await first(group)
+    return Answers(list(await asyncio.gather(*asked)), logprobs, list(await asyncio.gather(*further)))
+
+
+async def _unless_bad(price: Price, group: Group) -> list[float] | None:
+    """A further policy whose reference cannot price a group learns nothing from it; the others do."""
+    try:
+        return await price(group)
+    except RecordError:
+        return None
 
 
 async def _ask(asked: WeightedSource, group: Group) -> SourceRewards:

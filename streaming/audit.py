@@ -68,7 +68,7 @@ def audit(requests: Iterable[PromptRequest], feedback: Iterable[Feedback], *, po
     numbers = sorted({request.number for request in requests})
     books: dict[int, _Books] = {}
     for one in feedback:
-        if one.policy == policy and not (one.ending == "dropped" and one.reason == SUPERSEDED):
+        if one.ends_for(policy) and not (one.ending == "dropped" and one.reason == SUPERSEDED):
             books.setdefault(one.request_number, _Books()).enter(one)
     known = set(numbers)
     ended = [number for number in numbers if number in books and books[number].has_ended]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from streaming import topics
-from streaming.asking import Answered, Panel, Reference
+from streaming.asking import Answered, Panel
 from streaming.config import ScoringConfig
 from streaming.endings import end
 from streaming.errors import LeaseLostError, RecordError, TooLargeError
@@ -25,7 +25,7 @@ from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
 from streaming.metrics import Metrics
 from streaming.records import Feedback, Group, PromptRequest, Record, Source, SourceRewards, decode, encode
 from streaming.rewards import WeightedSource
-from streaming.scoring import MISSING_EOS, STAGE, evaluated, penalty, scored
+from streaming.scoring import MISSING_EOS, STAGE, Pricing, evaluated, penalty, scored
 from streaming.selection.margins import mean, measured
 from streaming.stage import MAX_SEEN, RESTORED_PER_PARTITION, Reason, dead_letter
 
@@ -102,7 +102,10 @@ class _Shift:
 
 
 class Scorer:
-    """The role. Owns its sources: they are closed when `run` returns."""
+    """The role. Owns its sources: they are closed when `run` returns.
+
+    The first of `pricing` is the reference of the policy that samples; others are of policies that learn beside it.
+    """
 
     def __init__(
         self,
@@ -111,14 +114,14 @@ class Scorer:
         heartbeat: Heartbeat,
         *,
         sources: Sequence[WeightedSource],
-        reference: Reference,
+        pricing: Sequence[Pricing],
         config: ScoringConfig,
     ) -> None:
         self._log = log
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._sources = sources
-        self._reference = reference
+        self._pricing = pricing
         self._config = config
         self._num_groups = 0
         self._newest: deque[float] = deque(maxlen=_NEWEST)
@@ -129,7 +132,8 @@ class Scorer:
 
         Raises what makes scoring impossible: a broken log, a broken reference model.
         """
-        with Panel(self._sources, self._reference, max_groups=self._config.max_groups) as panel:
+        references = [pricing.reference for pricing in self._pricing]
+        with Panel(self._sources, references, max_groups=self._config.max_groups) as panel:
             self._heartbeat.tell(health="ready")
             while not stop.is_set():
                 try:
@@ -193,10 +197,9 @@ class Scorer:
         if (reward := measured(rewards, len(group.candidates))) is not None:
             self._newest.append(reward)
         source = Source(topic=entry.topic, partition=entry.partition, offset=entry.offset)
-        record = scored(
-            group, answers._replace(rewards=rewards), reference_version=self._reference.version, source=source
-        )
-        self._metrics.count("reference_tokens_total", sum(len(candidate.tokens) for candidate in group.candidates))
+        record = scored(group, answers._replace(rewards=rewards), pricing=self._pricing, source=source)
+        num_tokens = sum(len(candidate.tokens) for candidate in group.candidates)
+        self._metrics.count("reference_tokens_total", num_tokens * (1 + len(record.further)))
         return Finished(entry, [_output(topics.SCORED, entry, record)])
 
     def _reject(self, entry: Entry, reason: Reason, error: Exception) -> Finished:

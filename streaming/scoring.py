@@ -5,10 +5,11 @@ Pure functions of records and numbers; `scorer` runs them.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from streaming.asking import Answers
+from streaming.asking import Answers, Reference
 from streaming.endings import end
-from streaming.records import Feedback, Group, Implicit, ScoredGroup, Source, SourceRewards
+from streaming.records import Feedback, Group, Implicit, Priced, ScoredGroup, Source, SourceRewards
 from streaming.selection.margins import SAMPLED, measured, sampled_logprob
 
 STAGE = "scorer"
@@ -17,20 +18,35 @@ MISSING_EOS = "missing-eos"
 """Name of the penalty among a group's rewards. With a dash, so that no source of a person has it."""
 
 
-def scored(group: Group, answers: Answers, *, reference_version: str, source: Source) -> ScoredGroup:
-    """The record of a training request's answers."""
+class Pricing(NamedTuple):
+    """A reference model, and the policies whose reference it is."""
+
+    reference: Reference
+    policies: tuple[str, ...] = ()  # beside the one that samples, of which the first reference is in any case
+
+
+def scored(group: Group, answers: Answers, *, pricing: Sequence[Pricing], source: Source) -> ScoredGroup:
+    """The record of a training request's answers. The first of `pricing` is the reference of who sampled."""
     assert answers.logprobs is not None, "training requests are priced"
     h = [
         None if sampled is None or not math.isfinite(reference) else sampled - reference
         for sampled, reference in zip(map(sampled_logprob, group.candidates), answers.logprobs, strict=True)
     ]
+    own, *others = pricing
+    further = [
+        Priced(version=reference.version, logprobs=logprobs, policies=list(policies))
+        for (reference, policies), logprobs in zip(others, answers.further, strict=True)
+        if logprobs is not None
+    ]
     return ScoredGroup(
         group=group,
         rewards=answers.rewards,
         reference_logprobs=answers.logprobs,
-        reference_version=reference_version,
+        reference_version=own.reference.version,
         implicit=[Implicit(model=SAMPLED, h=h)],
         source=source,
+        shared_by=[policy for policy in own.policies if policy != group.policy],
+        further=further,
     )
 
 

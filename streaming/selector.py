@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from streaming import topics
 from streaming.config import SelectionConfig
 from streaming.endings import end
@@ -18,8 +20,10 @@ from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
 from streaming.records import (
     Feedback,
+    Group,
     Margins,
     Pair,
+    Priced,
     PromptRequest,
     Record,
     Response,
@@ -52,19 +56,26 @@ class Selection(NamedTuple):
 def select(
     scored: ScoredGroup, config: SelectionConfig, *, policy: str, config_version: int = 0, source: Source | None = None
 ) -> Selection:
-    """Deduplicate, assign roles, measure margins, route. The same group and settings always give the same pair."""
+    """Deduplicate, assign roles, measure margins, route. The same group and settings always give the same pair.
+
+    Of a group that another policy sampled, this policy has no implicit margins: they are that policy's own.
+    """
     group = scored.group
+    priced = scored.priced_for(policy)
+    if priced is None:
+        return Selection(routes.Decision("drop", "reference"), None, Margins())
     rewards = margins.combined(scored.rewards, len(group.candidates))
-    usable = _usable(scored, rewards)
+    usable = _usable(group, rewards, priced)
     if not usable:
-        return Selection(routes.Decision("drop", _why_unusable(scored, rewards)), None, Margins())
+        return Selection(routes.Decision("drop", _why_unusable(group, rewards)), None, Margins())
     different = {index: usable[index] for index in roles.distinct(group.candidates, list(usable))}
     ended = {index: reward for index, reward in different.items() if group.candidates[index].has_eos}
     values = list(usable.values())
     chosen = roles.choose(different, ended)
     aim = roles.target(values, config.rule, num_sigmas=config.num_sigmas, quantile=config.quantile)
     rejected = roles.reject(different, chosen, aim)
-    found = Margins() if rejected is None else margins.between(chosen, rejected, rewards, scored.implicit)
+    implicit = scored.implicit if group.policy == policy else []
+    found = Margins() if rejected is None else margins.between(chosen, rejected, rewards, implicit)
     spread = margins.spread(values)
     outcome = routes.compare(
         len(usable), len(different), spread=spread, margin=found.external, min_margin=config.min_margin
@@ -81,25 +92,11 @@ def select(
         return selection
     if decision.route == "sft":
         chosen, rejected, found = roles.choose(ended, ended), None, Margins()
-    pair = Pair(
-        policy=policy,
-        request_number=group.request.number,
-        group_id=group.group_id,
-        prompt_id=group.request.prompt_id,
-        content_hash=group.content_hash,
-        prompt_tokens=group.prompt_tokens,
-        chosen=_response(scored, rewards, chosen),
-        rejected=None if rejected is None else _response(scored, rewards, rejected),
-        route=decision.route,
-        margins=found,
-        settings_hash=config.settings_hash,
-        reference_version=scored.reference_version,
-        rating_gap=found.external,
-        spread=spread,
-        prompt_text=prompt_text(group.request),
-        config_version=config_version,
-        source=source,
-    )
+    pair = _pair(scored, priced, rewards, (chosen, rejected), policy=policy, settings_hash=config.settings_hash)
+    pair = msgspec.structs.replace(
+        pair, margins=found, rating_gap=found.external, spread=spread,
+        config_version=config_version, source=source,
+    )  # fmt: skip
     is_worst = None if rejected is None else different[rejected] == min(different.values())
     return selection._replace(pair=pair, is_worst_rejected=is_worst)
 
@@ -111,29 +108,56 @@ def prompt_text(request: PromptRequest) -> str:
     return "\n".join(f"{message.role}: {message.content}" for message in request.messages)
 
 
-def _usable(scored: ScoredGroup, rewards: Sequence[float | None]) -> dict[int, float]:
+def _usable(group: Group, rewards: Sequence[float | None], priced: Priced) -> dict[int, float]:
     """The reward of every candidate that could be trained on."""
     return {
         index: reward
         for index, reward in enumerate(rewards)
-        if reward is not None
-        and scored.group.candidates[index].tokens
-        and math.isfinite(scored.reference_logprobs[index])
+        if reward is not None and group.candidates[index].tokens and math.isfinite(priced.logprobs[index])
     }
 
 
-def _why_unusable(scored: ScoredGroup, rewards: Sequence[float | None]) -> routes.Reason:
-    if not any(candidate.tokens for candidate in scored.group.candidates):
+def _why_unusable(group: Group, rewards: Sequence[float | None]) -> routes.Reason:
+    if not any(candidate.tokens for candidate in group.candidates):
         return "empty"
     return "reward_missing" if all(reward is None for reward in rewards) else "non_finite"
 
 
-def _response(scored: ScoredGroup, rewards: Sequence[float | None], index: int) -> Response:
-    candidate = scored.group.candidates[index]
+def _pair(
+    scored: ScoredGroup,
+    priced: Priced,
+    rewards: Sequence[float | None],
+    candidates: tuple[int, int | None],
+    *,
+    policy: str,
+    settings_hash: str,
+) -> Pair:
+    """The example of a chosen and a rejected candidate, before it is known what its margins came to."""
+    group, (chosen, rejected) = scored.group, candidates
+    return Pair(
+        policy=policy,
+        request_number=group.request.number,
+        group_id=group.group_id,
+        prompt_id=group.request.prompt_id,
+        content_hash=group.content_hash,
+        prompt_tokens=group.prompt_tokens,
+        chosen=_response(group, rewards, priced, chosen),
+        rejected=None if rejected is None else _response(group, rewards, priced, rejected),
+        route="sft" if rejected is None else "dpo",
+        margins=Margins(),
+        settings_hash=settings_hash,
+        reference_version=priced.version,
+        prompt_text=prompt_text(group.request),
+        sampled_by=None if group.policy == policy else group.policy,
+    )
+
+
+def _response(group: Group, rewards: Sequence[float | None], priced: Priced, index: int) -> Response:
+    candidate = group.candidates[index]
     return Response(
         candidate=index,
         tokens=candidate.tokens,
-        reference_logprob=scored.reference_logprobs[index],
+        reference_logprob=priced.logprobs[index],
         reward=rewards[index],
         sampled_logprob=margins.sampled_logprob(candidate),
         spans=candidate.spans,
@@ -186,7 +210,7 @@ class Selector:
             self._metrics,
             self.process,
             name=STAGE,
-            group=f"{STAGE}.{self._policy}",
+            group=topics.selectors(self._policy),
             topics=[topics.SCORED.name],
             identify=lambda entry: _outline(entry).group_id,
             explain=self._explain,

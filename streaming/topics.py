@@ -47,9 +47,14 @@ def pairs(policy: str) -> Topic:
     return Topic(f"pairs.{policy}", Pair, "pair_id", 4, False, 7 * DAY_S)
 
 
-def all_topics(policy: str) -> tuple[Topic, ...]:
-    """Every topic of a run that trains one policy."""
-    return (*SHARED, pairs(policy))
+def selectors(policy: str) -> str:
+    """Consumer group of a policy's selectors: each policy reads every scored group at its own pace."""
+    return f"selector.{policy}"
+
+
+def all_topics(*policies: str) -> tuple[Topic, ...]:
+    """Every topic of a run that trains these policies."""
+    return (*SHARED, *map(pairs, policies))
 
 
 def find(name: str) -> Topic | None:

@@ -20,6 +20,7 @@ Reason = Literal[
     "reward_missing",  # no candidate has a reward
     "empty",  # no candidate has tokens
     "non_finite",  # no candidate has a finite reference log-prob
+    "reference",  # the policy's own reference did not price the group
 ]
 
 

@@ -20,6 +20,7 @@ from streaming.records import Group, encode
 from streaming.rewards import WeightedSource
 from streaming.rewards.function import FunctionSource
 from streaming.scorer import Scorer
+from streaming.scoring import Pricing
 from streaming.selector import Selector
 from tests.bench.machine import machine
 from tests.builders import make_candidate, make_group
@@ -70,7 +71,9 @@ def make_answers(number: int) -> Group:
 
 def run_scorer(log: Log, metrics: Metrics, heartbeat: Heartbeat, stop: threading.Event) -> None:
     source = WeightedSource(FunctionSource(reward, name="reward", version="1"), 1.0)
-    Scorer(log, metrics, heartbeat, sources=[source], reference=FreeReference(), config=ScoringConfig()).run(stop)
+    Scorer(log, metrics, heartbeat, sources=[source], pricing=[Pricing(FreeReference())], config=ScoringConfig()).run(
+        stop
+    )
 
 
 def run_selector(log: Log, metrics: Metrics, heartbeat: Heartbeat, stop: threading.Event) -> None:

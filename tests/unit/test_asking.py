@@ -42,7 +42,7 @@ def panel(
         WeightedSource(FunctionSource(function, name=f"s{i}", version="1", timeout_s=timeout_s), 1.0)
         for i, function in enumerate(functions)
     ]
-    return Panel(sources, reference or CountingReference(), max_groups=8)
+    return Panel(sources, [reference or CountingReference()], max_groups=8)
 
 
 def take(panel: Panel, count: int) -> list[Answered]:
@@ -122,6 +122,19 @@ def test_a_reference_that_fails_on_everything_is_no_records_fault() -> None:
         submit(asked, make_group(["a"]))
         with pytest.raises(MemoryError, match="the device is gone"):
             take(asked, 1)
+
+
+def test_a_further_reference_that_cannot_price_a_group_keeps_it_from_nobody_else() -> None:
+    class Strict(CountingReference):
+        def price(self, groups: Sequence[Group]) -> list[list[float]]:
+            raise RecordError("not my tokens", where="group", do="")
+
+    with Panel([], [CountingReference(), Strict(), CountingReference()], max_groups=8) as asked:
+        submit(asked, make_group(["a", "bb"]))
+        [answered] = take(asked, 1)
+    assert isinstance(answered.answers, Answers)
+    assert answered.answers.logprobs == [-2.0, -3.0]
+    assert answered.answers.further == [None, [-2.0, -3.0]]
 
 
 def test_nothing_ready_is_nothing_taken() -> None:

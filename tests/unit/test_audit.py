@@ -91,3 +91,14 @@ def test_a_log_with_other_bytes_in_its_books_is_not_audited(log: Log) -> None:
     log.append([Output("feedback", b"k", b"junk")])
     with pytest.raises(RecordError, match="not a Feedback"):
         audit_log(log, policy="policy")
+
+
+def test_what_ends_before_the_selectors_ends_for_every_policy_and_what_a_learner_ends_for_its_own() -> None:
+    feedback = [
+        make_feedback(0, ending="dead_lettered", stage="generator"),
+        make_feedback(1, ending="evaluated", stage="scorer"),
+        make_feedback(2, stage="learner"),
+    ]
+    found = audit([make_prompt(number) for number in range(3)], feedback, policy="b")
+    assert found.not_ended == [2]
+    assert found.endings == {("dead_lettered", ""): 1, ("evaluated", ""): 1}

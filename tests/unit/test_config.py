@@ -143,6 +143,55 @@ def test_changes_name_the_setting_and_when_it_may_change(tmp_path):
     ]
 
 
+def test_a_further_policy_is_as_the_run_where_it_says_nothing(tmp_path):
+    policies = {"b": {"model": "other", "learner": {"optimizer": {"learning_rate": 0.5}}}, "c": None}
+    config = load_config(
+        write(tmp_path / "run.yaml", policies=policies, scoring={"reference": "frozen"}),
+        ["learner.optimizer.warmup_steps=3", "learner.batch.batch_size=8", "selection.min_margin=0.25"],
+    )
+    own, b, c = config.every_policy
+    assert (own.name, own.is_sampled, b.name, b.is_sampled) == ("policy", True, "b", False)
+    assert (b.learner.optimizer.learning_rate, b.learner.optimizer.warmup_steps) == (0.5, 3)
+    assert (b.learner.batch.batch_size, b.selection) == (8, own.selection)
+    assert (b.model, b.reference) == ("other", "other"), "its reference is where it began"
+    assert c._replace(name=own.name, is_sampled=True) == own
+
+
+def test_settings_with_further_policies_load_again_as_they_were(tmp_path):
+    (tmp_path / "model").mkdir()
+    path = write(tmp_path / "run.yaml", policies={"b": {"model": "model"}}, learner={"batch": {"batch_size": 8}})
+    config = load_config(path)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    assert config.policies["b"].model == str(tmp_path / "model")
+
+
+def test_a_wrong_setting_of_a_further_policy_is_named_and_an_inherited_one_once(tmp_path):
+    text = error_of(write(tmp_path / "run.yaml", policies={"b": {"learner": {"loss": {"bta": 1}}}}))
+    assert "policies.b.learner.loss.bta" in text
+    assert "Did you mean 'beta'?" in text
+    text = error_of(write(tmp_path / "run.yaml", policies={"b": {}}, learner={"max_steps": 0}))
+    assert "1 setting is wrong" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"policies": {"policy": {}}}, "the name of the run's own policy"),
+        ({"policies": {"B": {}}}, "policies.B"),
+        ({"policies": {"b": {"learner": {"optimizer": {"schedule": "cosine"}}}}}, "of b needs learner.max_steps"),
+    ],
+)
+def test_a_further_policy_that_cannot_be_is_refused(tmp_path, changed, what):
+    assert what in error_of(write(tmp_path / "run.yaml", **changed))
+
+
+def test_changes_of_a_further_policy_are_named_one_by_one(tmp_path):
+    path = write(tmp_path / "run.yaml", policies={"b": {}})
+    found = changes(load_config(path), load_config(path, ["policies.b.learner.optimizer.learning_rate=1.0"]))
+    assert [(c.path, c.reload) for c in found] == [("policies.b.learner.optimizer.learning_rate", Reload.STEP)]
+
+
 def test_the_schema_documents_every_setting_and_says_when_it_takes_effect():
     schema = json_schema()
     places = [("RunConfig", schema), *schema["$defs"].items()]

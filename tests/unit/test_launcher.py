@@ -79,6 +79,18 @@ def test_with_zero_the_number_of_ranks_is_bound_to_the_checkpoints(tmp_path):
         prepare(config(sharded, learner={"zero_stage": 1, "world_size": 2}))
 
 
+def test_a_further_policy_may_come_and_go_but_not_change_what_its_checkpoints_are_bound_to(tmp_path):
+    prepare(config(tmp_path))
+    prepare(config(tmp_path, policies={"b": {"learner": {"zero_stage": 1}}}))
+    prepare(config(tmp_path, policies={"b": {"learner": {"zero_stage": 1, "max_steps": 3}}}))
+    for bound in ({"model": "another/model"}, {"reference": "another/model"}, {"learner": {"dtype": "bfloat16"}}):
+        with pytest.raises(ConfigError, match=r"holds another run: policies\.b\."):
+            prepare(config(tmp_path, policies={"b": {"learner": {"zero_stage": 1}, **bound}}))
+    with pytest.raises(ConfigError, match=r"policies\.b\.learner\.world_size"):
+        prepare(config(tmp_path, policies={"b": {"learner": {"zero_stage": 1, "world_size": 2}}}))
+    prepare(config(tmp_path))
+
+
 def test_the_first_signal_asks_and_the_second_is_in_a_hurry():
     interrupts = Interrupts()
     before = signal.getsignal(signal.SIGTERM)

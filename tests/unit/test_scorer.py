@@ -21,6 +21,7 @@ from streaming.reference import ReferenceModel
 from streaming.rewards import WeightedSource
 from streaming.rewards.function import FunctionSource
 from streaming.scorer import Scorer
+from streaming.scoring import Pricing
 from tests.builders import make_group, make_prompt
 from tests.fakes import Crash, CrashingLog
 from tests.unit.test_asking import CountingReference
@@ -68,7 +69,7 @@ class Rig:
             self.metrics,
             heartbeat,
             sources=[source],
-            reference=reference or CountingReference(),
+            pricing=[Pricing(reference or CountingReference())],
             config=ScoringConfig(max_groups=max_groups),
         )
         self.thread = threading.Thread(target=self._run)
@@ -273,7 +274,7 @@ def test_two_scorers_share_the_work_and_lose_none(log: Log) -> None:
 
 
 def test_a_scored_group_that_the_log_does_not_take_ends_its_request(tmp_path: Any) -> None:
-    with open_log(f"sqlite:///{tmp_path}/log.db", run="test", max_record_bytes=65536, max_bytes=2**30) as log:
+    with open_log(f"sqlite:///{tmp_path}/log.db", run="test", max_record_bytes=65536, max_blob_bytes=0) as log:
         # The group just fits; with its rewards it does not.
         group = make_group(generator="g" * (65500 - len(encode(make_group(generator="")))))
         send(log, group, make_group(number=1))

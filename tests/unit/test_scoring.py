@@ -4,28 +4,30 @@ import pytest
 
 from streaming.asking import Answers
 from streaming.records import Implicit, Source, Version
-from streaming.scoring import MISSING_EOS, evaluated, penalty, scored
+from streaming.scoring import MISSING_EOS, Pricing, evaluated, penalty, scored
 from streaming.selection.margins import combined
 from tests.builders import make_candidate, make_group, make_prompt, make_rewards
+from tests.unit.test_asking import CountingReference
 
 SOURCE = Source(topic="candidates", partition=1, offset=7)
+PRICING = [Pricing(CountingReference())]
 
 
 def test_a_scored_group_carries_rewards_prices_and_where_it_came_from() -> None:
     group = make_group(["a", "bb"])
-    record = scored(group, Answers([make_rewards([1.0, 0.0])], [-2.0, -1.0]), reference_version="r", source=SOURCE)
-    assert (record.group, record.source, record.reference_version) == (group, SOURCE, "r")
+    record = scored(group, Answers([make_rewards([1.0, 0.0])], [-2.0, -1.0]), pricing=PRICING, source=SOURCE)
+    assert (record.group, record.source, record.reference_version) == (group, SOURCE, "counting")
     assert record.reference_logprobs == [-2.0, -1.0]
 
 
 def test_the_implicit_reward_is_sampled_minus_reference_over_all_tokens() -> None:
     group = make_group(candidates=[make_candidate("ab", logprob=-0.5), make_candidate("c", logprobs=[])])
-    record = scored(group, Answers([], [-2.0, -1.0]), reference_version="r", source=SOURCE)
+    record = scored(group, Answers([], [-2.0, -1.0]), pricing=PRICING, source=SOURCE)
     assert record.implicit == [Implicit(model="sampled", h=[0.5, None])]
 
 
 def test_without_a_finite_reference_there_is_no_implicit_reward() -> None:
-    record = scored(make_group(["a"]), Answers([], [-math.inf]), reference_version="r", source=SOURCE)
+    record = scored(make_group(["a"]), Answers([], [-math.inf]), pricing=PRICING, source=SOURCE)
     assert record.implicit[0].h == [None]
 
 
@@ -65,3 +67,20 @@ def test_without_a_penalty_nothing_is_added(amount: float | None) -> None:
 def test_the_penalty_alone_is_no_reason_to_prefer_an_answer() -> None:
     group = make_group(candidates=[make_candidate("a"), make_candidate("b", has_eos=False)])
     assert penalty(group, [make_rewards([None, None])], 0.25) == []
+
+
+def test_policies_that_share_a_reference_find_the_same_log_probs_and_others_their_own() -> None:
+    pricing = [Pricing(CountingReference(), ("policy", "twin")), Pricing(CountingReference(), ("b",))]
+    record = scored(make_group(), Answers([], [-2.0, -1.0], [[-4.0, -3.0]]), pricing=pricing, source=SOURCE)
+    shared, own = record.priced_for("twin"), record.priced_for("b")
+    assert shared is not None and own is not None
+    assert record.priced_for("policy") == shared
+    assert (shared.logprobs, own.logprobs) == ([-2.0, -1.0], [-4.0, -3.0])
+    assert record.priced_for("stranger") is None
+
+
+def test_a_policy_whose_reference_cannot_price_a_group_has_no_log_probs_for_it() -> None:
+    pricing = [Pricing(CountingReference()), Pricing(CountingReference(), ("b",))]
+    record = scored(make_group(), Answers([], [-2.0, -1.0], [None]), pricing=pricing, source=SOURCE)
+    assert record.priced_for("policy") is not None
+    assert record.priced_for("b") is None

@@ -9,7 +9,19 @@ from streaming.heartbeat import Heartbeat
 from streaming.history import entries
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
-from streaming.records import DeadLetter, Feedback, Implicit, Margins, Message, Pair, R, ScoredGroup, decode, encode
+from streaming.records import (
+    DeadLetter,
+    Feedback,
+    Implicit,
+    Margins,
+    Message,
+    Pair,
+    Priced,
+    R,
+    ScoredGroup,
+    decode,
+    encode,
+)
 from streaming.selector import Selection, Selector, prompt_text, select
 from tests.builders import make_candidate, make_group, make_prompt, make_scored
 
@@ -124,6 +136,29 @@ def test_every_rule_finds_the_only_wrong_answer(rule: str) -> None:
     assert roles_of(selected(make_scored([*[1.0] * 31, 0.0]), rule=rule)) == (0, 31)
 
 
+def test_a_policy_that_did_not_sample_learns_by_its_own_reference_and_owns_no_sampled_log_prob() -> None:
+    scored = make_scored(
+        [0.0, 1.0],
+        reference_logprobs=[-1.0, -2.0],
+        implicit=[Implicit(model="sampled", h=[0.5, 2.0])],
+        further=[Priced(version="its own", logprobs=[-3.0, -4.0], policies=["b"])],
+    )
+    pair = select(scored, SelectionConfig(), policy="b").pair
+    assert pair is not None and pair.rejected is not None
+    assert (pair.sampled_by, pair.margins) == ("policy", Margins(external=1.0))
+    assert (pair.reference_version, pair.chosen.reference_logprob, pair.rejected.reference_logprob) == (
+        "its own",
+        -4.0,
+        -3.0,
+    )
+    own = selected(scored).pair
+    assert own is not None and own.sampled_by is None
+
+
+def test_a_group_that_the_policys_reference_did_not_price_is_dropped_with_that_reason() -> None:
+    assert select(make_scored(), SelectionConfig(), policy="b").decision == ("drop", "reference")
+
+
 def test_a_conversation_is_readable() -> None:
     request = make_prompt(
         text=None, messages=[Message(role="system", content="Be brief."), Message(role="user", content="Hi")]
@@ -154,7 +189,10 @@ def records(log: Log, kind: type[R], topic: str) -> list[R]:
 
 
 def test_a_pair_goes_to_its_policys_topic_under_its_id(log: Log) -> None:
-    send(log, make_scored([1.0, 0.0], implicit=[Implicit(model="sampled", h=[0.5, 0.0])]))
+    scored = make_scored(
+        [1.0, 0.0], group=make_group(policy="tiny"), implicit=[Implicit(model="sampled", h=[0.5, 0.0])]
+    )
+    send(log, scored)
     metrics = run(log, policy="tiny")
     [entry] = entries(log, "pairs.tiny")
     pair = decode(Pair, entry.value)
@@ -189,7 +227,7 @@ def test_of_two_samplings_of_one_request_the_first_makes_the_example(log: Log) -
 
 
 def test_two_policies_select_from_the_same_groups(log: Log) -> None:
-    send(log, make_scored())
+    send(log, make_scored(shared_by=["one", "other"]))
     run(log, policy="one")
     run(log, policy="other", min_margin=5.0)
     assert len(records(log, Pair, "pairs.one")) == 1
