@@ -4,17 +4,21 @@
 
 Rules: fields are only ever added, always with a default; ids are computed, never drawn; tokens are
 the truth and text is for people; a missing value is None with a reason beside it, never 0.
+`wire.py` makes bytes of them.
 """
 
 import hashlib
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
-from streaming.errors import RecordError
-
-SCHEMA = 1
-"""Number of this release's record layout; a new release reads every older one."""
+# What each file needs beside the records comes from here too.
+from streaming.wire import SCHEMA as SCHEMA
+from streaming.wire import Outline as Outline
+from streaming.wire import R as R
+from streaming.wire import Record as Record
+from streaming.wire import decode as decode
+from streaming.wire import encode as encode
 
 Purpose = Literal["train", "eval"]
 Route = Literal["dpo", "sft", "drop"]
@@ -31,13 +35,6 @@ SHARED_STAGES = frozenset({"scheduler", "generator", "scorer"})
 def stable_id(*parts: object) -> str:
     """The same parts give the same 16 hex digits on every machine and in every release."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of everything on the wire: immutable, keyword-only, unknown fields ignored.
-
-    msgspec inherits `frozen` but not `kw_only`, and type checkers want both repeated: so each record says them.
-    """
 
 
 class Version(msgspec.Struct, frozen=True, order=True):
@@ -355,73 +352,3 @@ class DeadLetter(Record, frozen=True, kw_only=True):
     attempts: int
     time_s: float
     schema: int = SCHEMA
-
-
-REFERENCE_MARK = b"\xc1blob"
-"""How the bytes of a Reference begin: msgpack never uses the byte 0xc1, so no other record begins like this."""
-
-
-class Reference(Record, frozen=True, kw_only=True):
-    """Stands in the log for a value above its size limit (`streaming/log/by_reference.py`).
-
-    Readers see the value itself, or these bytes where it could not be read, with the `problem`.
-    """
-
-    location: str  # name below the run's blobs
-    sha256: str
-    num_bytes: int
-    problem: str = ""  # filled in by the reader
-    outline: bytes = b""  # what is needed of the value to end its request: a few fields of it, msgpack
-    schema: int = SCHEMA
-
-
-class Outline(Record, frozen=True, kw_only=True):
-    """Base of structs that take a few fields out of a record: they can be read where its blob cannot."""
-
-
-R = TypeVar("R", bound=Record)
-
-_ENCODER = msgspec.msgpack.Encoder()
-
-
-def encode(record: Record) -> bytes:
-    """A record's bytes on the wire (msgpack)."""
-    return _ENCODER.encode(record)
-
-
-def encode_reference(reference: Reference) -> bytes:
-    """A reference's bytes on the wire: no other record begins like them."""
-    return REFERENCE_MARK + encode(reference)
-
-
-def decode_reference(value: bytes, *, where: str = "record") -> Reference | None:
-    """The reference in these bytes, or None where they are the value itself. Raises RecordError where it is broken."""
-    if not value.startswith(REFERENCE_MARK):
-        return None
-    return decode(Reference, value[len(REFERENCE_MARK) :], where=where)
-
-
-def decode(kind: type[R], value: bytes, *, where: str = "record") -> R:
-    """The record in these bytes.
-
-    Raises RecordError where they are not a `kind`: bad msgpack, a missing field, a wrong type, a blob that is gone.
-    """
-    reference = decode_reference(value, where=where)
-    if reference is not None:
-        value = _outline_in(reference, kind, where)
-    try:
-        return msgspec.msgpack.decode(value, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as cause:
-        raise RecordError(
-            f"not a {kind.__name__}: {cause}", where=where, do="The bytes go to the dead-letter topic."
-        ) from cause
-
-
-def _outline_in(reference: Reference, kind: type[Record], where: str) -> bytes:
-    if issubclass(kind, Outline) and reference.outline:
-        return reference.outline
-    raise RecordError(
-        f"the value of {reference.num_bytes} bytes could not be read: {reference.problem or 'nobody has tried'}",
-        where=f"{where}, blob {reference.location}",
-        do="The reference goes to the dead-letter topic. Restore the blob, then `streamdpo redrive` takes it back.",
-    )

@@ -19,7 +19,7 @@ settings.load_profile("ours")
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Log]:
     """An empty log of run "test" in a file of its own."""
-    with open_log(f"sqlite:///{tmp_path}/log.db", run="test", max_record_bytes=2**20, max_bytes=2**30) as opened:
+    with open_log(f"sqlite:///{tmp_path}/log.db", run="test", max_record_bytes=2**20, max_blob_bytes=0) as opened:
         yield opened
 
 

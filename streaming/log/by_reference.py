@@ -19,7 +19,7 @@ from streaming.log.outlines import outline
 from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
 from streaming.log.sweeper import Sweeper
 from streaming.metrics import Metrics
-from streaming.records import Reference, decode_reference, encode_reference
+from streaming.wire import Reference, decode_reference, encode_reference
 
 _ENVELOPE_BYTES = 64 * 1024
 """What a dead letter may be larger than other values: so that any fits into one, with its reason."""

@@ -23,12 +23,13 @@ from streaming.log.protocol import Consumer, Entry, Log, Output
 from streaming.log.sqlite import SQLiteLog
 from streaming.log.sweeper import SLACK_S, Sweeper
 from streaming.metrics import Metrics
-from streaming.records import DeadLetter, Feedback, Group, R, ScoredGroup, decode, decode_reference, encode
+from streaming.records import DeadLetter, Feedback, Group, R, ScoredGroup, decode, encode
 from streaming.rewards import WeightedSource
 from streaming.rewards.function import FunctionSource
 from streaming.scorer import Scorer
 from streaming.scoring import Pricing
 from streaming.selector import Selector
+from streaming.wire import decode_reference
 from tests.builders import make_candidate, make_group, make_pair, make_prompt, make_scored
 from tests.fakes import Clock
 from tests.unit.test_asking import CountingReference

@@ -1,3 +1,4 @@
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,12 @@ def append(log: ByReferenceLog, value: bytes) -> None:
     log.append([Output("candidates", b"key", value)])
 
 
+def wait_for_sweep() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "blob-sweep":
+            thread.join()
+
+
 def num_files(folder: Path) -> int:
     return sum(".at-" not in path.name for path in (folder / "blobs").glob("*/*"))
 
@@ -45,7 +52,7 @@ def test_blobs_go_by_themselves_when_their_topics_retention_has_passed(
     assert num_files(tmp_path) == 2
     clock.advance(SWEEP_S + 1)
     append(log, b"the log forgets the first, and its blob goes")
-    log.close()
+    wait_for_sweep()
     assert num_files(tmp_path) == 1
 
 
@@ -53,7 +60,7 @@ def test_a_young_topic_is_not_even_listed(log: ByReferenceLog, clock: Clock, tmp
     append(log, LARGE)
     clock.advance(SWEEP_S - 1)
     append(log, b"too early")
-    log.close()
+    wait_for_sweep()
     assert num_files(tmp_path) == 1
 
 
@@ -66,4 +73,5 @@ def test_a_sweep_that_fails_is_counted_and_costs_no_append(tmp_path: Path, clock
         append(log, b"first")
         clock.advance(SWEEP_S + 1)
         append(log, b"second")
+        wait_for_sweep()
     assert counted[-1] == "sweep_failed"
