@@ -106,7 +106,7 @@ def policy_of(config: RunConfig, process: Process) -> Policy:
     return next(policy for policy in config.every_policy if policy.name == name)
 
 
-def open_run_log(config: RunConfig) -> Log:
+def open_run_log(config: RunConfig, metrics: Metrics | None = None) -> Log:
     """The log of a run; made, with the run's directory, where it is not there yet."""
     directory = run_directory(config)
     directory.mkdir(parents=True, exist_ok=True)
@@ -116,6 +116,10 @@ def open_run_log(config: RunConfig) -> Log:
         run=config.name,
         max_record_bytes=settings.max_record_bytes,
         max_bytes=settings.max_bytes,
+        blobs=settings.blobs or str(directory / "blobs"),
+        max_blob_bytes=settings.max_blob_bytes,
+        metrics=metrics,
+        kafka=settings.kafka,
     )
 
 
@@ -156,22 +160,25 @@ def run_role(config: RunConfig, role: str, index: int, stop: threading.Event, *,
             do=f"It has: {', '.join(known.role_id for known in processes(config))}.",
         )
     check_packages()
-    with log_to_file(config, process.role_id), open_run_log(config) as log, _beating(config, process, log) as beating:
-        metrics, heartbeat = beating
+    metrics = Metrics(process.role)
+    with (
+        log_to_file(config, process.role_id),
+        open_run_log(config, metrics) as log,
+        _beating(config, process, log, metrics) as heartbeat,
+    ):
         parts = Parts(config, process, log, metrics, heartbeat, time.time() if since_s is None else since_s)
         BUILDERS[process.kind](parts).run(stop)
 
 
 @contextmanager
-def _beating(config: RunConfig, process: Process, log: Log) -> Iterator[tuple[Metrics, Heartbeat]]:
-    """Metrics with their endpoint, and a heartbeat whose last word is how the role ended."""
-    metrics = Metrics(process.role)
+def _beating(config: RunConfig, process: Process, log: Log, metrics: Metrics) -> Iterator[Heartbeat]:
+    """The metrics' endpoint, and a heartbeat whose last word is how the role ended."""
     heartbeat = Heartbeat(log, metrics, role=process.role, index=process.index)
     try:
         port = None if config.metrics.port is None else config.metrics.port + processes(config).index(process)
         with MetricsServer(metrics, lambda: heartbeat.state, host=config.metrics.host, port=port) as server:
             heartbeat.tell(metrics_address=server.address, at_once=True)
-            yield metrics, heartbeat
+            yield heartbeat
     except BaseException as error:
         logging.getLogger(__name__).exception("%s failed", process.role_id)
         what = error.what if isinstance(error, StreamDPOError) else f"{type(error).__name__}: {error}"

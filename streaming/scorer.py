@@ -23,7 +23,7 @@ from streaming.heartbeat import Heartbeat
 from streaming.history import between
 from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
 from streaming.metrics import Metrics
-from streaming.records import Feedback, Group, PromptRequest, Record, Source, SourceRewards, decode, encode
+from streaming.records import Feedback, Group, Outline, PromptRequest, Record, Source, SourceRewards, decode, encode
 from streaming.rewards import WeightedSource
 from streaming.scoring import MISSING_EOS, STAGE, Pricing, evaluated, penalty, scored
 from streaming.selection.margins import mean, measured
@@ -52,7 +52,7 @@ class Finished(NamedTuple):
     feedback: Feedback | None = None
 
 
-class _Outline(Record, frozen=True, kw_only=True):
+class _Outline(Outline, frozen=True, kw_only=True):
     """What is needed of a broken group to end its request."""
 
     request: PromptRequest

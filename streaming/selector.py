@@ -22,6 +22,7 @@ from streaming.records import (
     Feedback,
     Group,
     Margins,
+    Outline,
     Pair,
     Priced,
     PromptRequest,
@@ -170,7 +171,7 @@ class _OutlineGroup(Record, frozen=True, kw_only=True):
     request: PromptRequest
 
 
-class _Outline(Record, frozen=True, kw_only=True):
+class _Outline(Outline, frozen=True, kw_only=True):
     """What is needed of a scored group to recognise it and to end its request: quick to read, and often unbroken."""
 
     group: _OutlineGroup
