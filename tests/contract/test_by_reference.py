@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient
 
 from learner.pairs import PairReader
 from streaming import topics
@@ -18,12 +19,12 @@ from streaming.config import ScoringConfig, SelectionConfig
 from streaming.errors import LogError, RecordError, TooLargeError
 from streaming.heartbeat import Heartbeat
 from streaming.history import entries
+from streaming.log import open_log
 from streaming.log.by_reference import ByReferenceLog
 from streaming.log.protocol import Consumer, Entry, Log, Output
-from streaming.log.sqlite import SQLiteLog
 from streaming.log.sweeper import SLACK_S, Sweeper
 from streaming.metrics import Metrics
-from streaming.records import DeadLetter, Feedback, Group, R, ScoredGroup, decode, encode
+from streaming.records import DeadLetter, Feedback, Group, R, ScoredGroup, decode, encode, stable_id
 from streaming.rewards import WeightedSource
 from streaming.rewards.function import FunctionSource
 from streaming.scorer import Scorer
@@ -32,6 +33,7 @@ from streaming.selector import Selector
 from streaming.wire import decode_reference
 from tests.builders import make_candidate, make_group, make_pair, make_prompt, make_scored
 from tests.fakes import Clock
+from tests.kafka_cluster import Address
 from tests.unit.test_asking import CountingReference
 
 MAX_RECORD_BYTES = 1024
@@ -41,17 +43,39 @@ WAIT_S = 60.0
 YEAR_S = 365 * topics.DAY_S
 
 
-def open_sqlite(folder: Path, max_record_bytes: int) -> Log:
-    return SQLiteLog(folder / "log.db", run="test", max_record_bytes=max_record_bytes, max_bytes=2**30)
+Backend = Callable[[Path, int], Log]
+"""Opens the empty log of a folder, with values of at most so many bytes."""
 
 
-BACKENDS: list[Callable[[Path, int], Log]] = [open_sqlite]
+def sqlite(request: pytest.FixtureRequest) -> Backend:
+    def open_bare(folder: Path, max_record_bytes: int) -> Log:
+        url = f"sqlite:///{folder}/log.db"
+        return open_log(url, run="test", max_record_bytes=max_record_bytes, max_blob_bytes=0)
+
+    return open_bare
+
+
+def kafka(request: pytest.FixtureRequest) -> Backend:
+    address: Address = request.getfixturevalue("kafka")
+
+    def open_bare(folder: Path, max_record_bytes: int) -> Log:
+        run = f"by-reference-{stable_id(os.getpid(), str(folder))}"
+        names = [f"{run}.{topic.name}" for topic in topics.all_topics("policy")]
+        with KafkaAdminClient(bootstrap_servers=address.bootstrap) as admin:
+            admin.create_topics({name: {"num_partitions": 2} for name in names})
+            admin.wait_for_topics(names)
+        return open_log(f"kafka://{address.bootstrap}", run=run, max_record_bytes=max_record_bytes)
+
+    return open_bare
+
+
+BACKENDS = [sqlite, kafka]
 
 
 class Rig:
     """A log with blobs in a folder, and a look behind it."""
 
-    def __init__(self, backend: Callable[[Path, int], Log], folder: Path) -> None:
+    def __init__(self, backend: Backend, folder: Path) -> None:
         self.backend = backend
         self._folder = folder
         self.blobs = folder / "blobs"
@@ -80,9 +104,9 @@ class Rig:
             log.close()
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=BACKENDS, ids=lambda backend: str(backend.__name__))
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(request.param, tmp_path)
+    rig = Rig(request.param(request), tmp_path)
     yield rig
     rig.close()
 
