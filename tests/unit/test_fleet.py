@@ -1,7 +1,8 @@
 import pytest
 
 from deploy.config import RunConfig
-from deploy.fleet import MAX_FAILURES, STEADY_S, Backoff, gpus_by_role, is_hopeless, refuse_shared_file
+from deploy.fleet import MAX_FAILURES, STEADY_S, Backoff, gpus_by_role, in_units, is_hopeless, refuse_shared_file
+from deploy.roles import policy_of, processes
 from streaming.errors import ConfigError, DataError, LogError, NonFiniteError, NotReadyError
 
 
@@ -15,6 +16,37 @@ def config(**learner) -> RunConfig:
             "learner": learner,
         }
     )
+
+
+def two_policies() -> RunConfig:
+    settings = config(world_size=2).model_dump() | {"policies": {"b": {"learner": {"world_size": 1}}}}
+    return RunConfig.model_validate(settings)
+
+
+def test_every_policy_has_a_selector_and_the_ranks_of_each_learner_start_together():
+    units = in_units(processes(two_policies()))
+    assert [[process.role_id for process in unit] for unit in units] == [
+        ["generator-0"],
+        ["learner-0", "learner-1"],
+        ["learner.b-0"],
+        ["scorer-0"],
+        ["selector-0"],
+        ["selector.b-0"],
+        ["scheduler-0"],
+    ]
+
+
+def test_a_role_finds_the_settings_of_its_policy():
+    config = two_policies()
+    sizes = {one.role_id: policy_of(config, one).learner.world_size for one in processes(config) if one.policy}
+    assert sizes == {"learner.b-0": 1, "selector.b-0": 1}
+    assert {policy_of(config, one).name for one in processes(config) if not one.policy} == {"policy"}
+
+
+def test_every_learner_takes_gpus():
+    assert gpus_by_role(two_policies(), 4) == {"generator": 1, "learner": 1, "scorer": 0}
+    with pytest.raises(NotReadyError, match="4 GPUs are needed"):
+        gpus_by_role(two_policies(), 3)
 
 
 def test_every_quick_failure_waits_twice_as_long_until_it_is_given_up():
