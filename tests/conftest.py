@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from streaming.log import open_log
+from streaming.log.kafka_acls import ROLES
 from streaming.log.protocol import Log
-from tests.kafka_cluster import Address, Cluster, why_not
+from tests.kafka_cluster import Address, Cluster, Security, why_not
 
 # The same examples on every machine, however slow it is at the moment.
 settings.register_profile("ours", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,8 +34,27 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     if own:
         yield Address(own)
         return
+    with _cluster(tmp_path_factory, "plaintext") as cluster:
+        yield Address(cluster.bootstrap)
+
+
+@pytest.fixture(scope="session")
+def scram_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A broker with TLS, SCRAM and ACLs for all tests of the session: a user per role, password ROLE-secret."""
+    with _cluster(tmp_path_factory, "tls_scram") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def mtls_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A broker with mutual TLS and ACLs for all tests of the session; its authority issues what a test asks for."""
+    with _cluster(tmp_path_factory, "mtls") as cluster:
+        yield cluster
+
+
+def _cluster(tmp_path_factory: pytest.TempPathFactory, security: Security) -> Cluster:
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
-    with Cluster(tmp_path_factory.mktemp("kafka")) as cluster:
-        yield Address(cluster.bootstrap)
+    users = {name: f"{name}-secret" for name in (*ROLES, "stranger")}
+    return Cluster(tmp_path_factory.mktemp("kafka"), security=security, users=users)
