@@ -74,6 +74,9 @@ class Outstanding:
         content of a group (`superseded`), whose first content is still on its way.
         """
         number = feedback.request_number
+        if feedback.ending == "redriven":
+            self._reopen(feedback)
+            return False
         if feedback.ending == "dropped" and feedback.reason == SUPERSEDED:
             return False
         if number in self._eval:
@@ -87,6 +90,11 @@ class Outstanding:
             return False
         del self._train[number]
         return True
+
+    def _reopen(self, feedback: Feedback) -> None:
+        """A dead letter of it was sent again: it is outstanding once more, even beyond the depth, until it ends."""
+        if feedback.round is None:
+            self._train.setdefault(feedback.request_number, set())
 
     @property
     def num_train(self) -> int:

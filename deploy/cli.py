@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,13 +71,27 @@ def demo() -> None:
 
 
 @app.command()
-def check(config: Config, set_: Set = None) -> None:
-    """Check settings, files, model, rewards, disk and devices, and say what to mend. Starts nothing."""
+def check(
+    config: Config,
+    create_topics: Annotated[
+        bool, typer.Option("--create-topics", help="Create the topics that a Kafka log lacks.")
+    ] = False,
+    role: Annotated[str | None, typer.Option(help="On Kafka, ask only for the rights of this role.")] = None,
+    show_acls: Annotated[
+        bool, typer.Option("--show-acls", help="Only print the commands that give each role its rights on Kafka.")
+    ] = False,
+    set_: Set = None,
+) -> None:
+    """Check settings, files, model, rewards, log, disk and devices, and say what to mend. Starts nothing."""
     from deploy.check import all_checks
+    from deploy.check_log import acl_commands
 
+    if show_acls:
+        print("\n".join(acl_commands(load_config(config, set_ or []))))
+        return
     console = Console(soft_wrap=True)
     codes = [0]
-    for finding in all_checks(load_config(config, set_ or [])):
+    for finding in all_checks(load_config(config, set_ or []), create_topics=create_topics, role=role):
         if finding.error is None:
             console.print(f"[green]ok[/]    {finding.subject}: {escape(finding.note)}", highlight=False)
         else:
@@ -225,6 +240,32 @@ def export(
         print(f"left out: {written.num_without_prompt} pairs whose prompt is past retention")
     if not written.files:
         print("nothing to write")
+
+
+@app.command()
+def redrive(
+    run: Run,
+    stage: Annotated[str | None, typer.Option(help="Only letters of this stage: generator, scorer, ...")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="REGEX", help="Only where the reason has this.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only of the last 90s, 30m, 2h, 7d.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would happen.")] = False,
+) -> None:
+    """Send dead letters back to where they came from, each once. Their requests are outstanding again."""
+    from deploy import redrive as redriving
+    from deploy.redrive_page import page
+
+    wanted = redriving.Wanted(
+        stage=stage,
+        reason=redriving.parse_reason(reason) if reason else None,
+        since_s=redriving.parse_since(since, time.time()) if since else 0.0,
+        limit=limit,
+    )
+    with _opened(run) as (settings, log):
+        planned = redriving.plan(log, _policies(settings), wanted)
+        _console().print(page(planned))
+        if not dry_run:
+            print(f"sent: {redriving.carry_out(log, planned)}")
 
 
 def _policy(settings: RunConfig, name: str | None) -> str:

@@ -1,6 +1,7 @@
 """Do the books balance? Every request ends in exactly one way, per policy, when all its examples have ended.
 
     issued -> consumed (no ending: its checkpoint is not durable yet) -> trained | evaluated | dropped | dead_lettered
+    dead_lettered -> redriven (`streamdpo redrive` took this ending back) -> one of these again
 
 Feedback is written at least once, so the same ending may be there twice. Two DIFFERENT final endings of one example,
 or training on it at two different steps, are what must never happen.
@@ -52,11 +53,19 @@ class _Books:
     def enter(self, one: Feedback) -> None:
         self.num_examples = max(self.num_examples, one.num_examples)
         self.is_consumed |= one.ending == "consumed"
+        if one.ending == "redriven":
+            self._reopen(one)
         if one.ending not in FINAL_ENDINGS:
             return
         first = self.endings.setdefault(one.index, one)
         trained_again = first.ending == "trained" and first.step != one.step
         self.has_two |= first.ending != one.ending or trained_again
+
+    def _reopen(self, one: Feedback) -> None:
+        """A dead letter's bytes were sent again: that ending, and no other, is taken back."""
+        ended = self.endings.get(one.index)
+        if ended is not None and ended.ending == "dead_lettered":
+            del self.endings[one.index]
 
     @property
     def has_ended(self) -> bool:

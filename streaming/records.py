@@ -23,10 +23,11 @@ from streaming.wire import encode as encode
 Purpose = Literal["train", "eval"]
 Route = Literal["dpo", "sft", "drop"]
 FinishReason = Literal["stop", "length", "abort"]
-Ending = Literal["consumed", "trained", "evaluated", "dropped", "dead_lettered"]
+Ending = Literal["consumed", "trained", "evaluated", "dropped", "dead_lettered", "redriven"]
 
 FINAL_ENDINGS: frozenset[str] = frozenset({"trained", "evaluated", "dropped", "dead_lettered"})
-"""Endings after which an example is settled for ever; `consumed` is not: its checkpoint is not durable yet."""
+"""Endings after which an example is settled for ever; `consumed` is not: its checkpoint is not durable yet. Only a
+`dead_lettered` one may be taken back, by `redriven`: its bytes are on their way once more, and end once more."""
 
 SHARED_STAGES = frozenset({"scheduler", "generator", "scorer"})
 """What ends here ends for every policy: there are no candidates for any of them. Each policy has its own selector."""

@@ -27,7 +27,7 @@ from streaming.records import Feedback, Group, Outline, PromptRequest, Record, S
 from streaming.rewards import WeightedSource
 from streaming.scoring import MISSING_EOS, STAGE, Pricing, evaluated, penalty, scored
 from streaming.selection.margins import mean, measured
-from streaming.stage import MAX_SEEN, RESTORED_PER_PARTITION, Reason, dead_letter
+from streaming.stage import MAX_SEEN, RESTORED_PER_PARTITION, Reason, dead_letter, dead_places
 
 GROUP = "scorer"
 
@@ -100,6 +100,10 @@ class _Shift:
             self._seen.popitem(last=False)
         return first != _place(entry)
 
+    def forget(self, group_id: str) -> None:
+        """This group is a dead letter: if it is sent again, it is to be done."""
+        self._seen.pop(group_id, None)
+
 
 class Scorer:
     """The role. Owns its sources: they are closed when `run` returns.
@@ -161,8 +165,10 @@ class Scorer:
         committed = self._log.committed(GROUP, [topic])
         begins = self._log.begin_offsets(topic)
         recent = {place: max(begins[place], end - RESTORED_PER_PARTITION) for place, end in committed.items()}
+        dead = dead_places(self._log)
         for entry in between(self._log, recent, committed):
-            shift.is_duplicate(entry.key.decode(errors="replace"), entry)
+            if (entry.topic, entry.partition, entry.offset) not in dead:
+                shift.is_duplicate(entry.key.decode(errors="replace"), entry)
 
     def _read(self, shift: _Shift, panel: Panel) -> list[Finished]:
         """Begin with new groups as far as there is room; returns those that need no asking."""
@@ -220,16 +226,21 @@ class Scorer:
         try:
             self._append(finished)
         except TooLargeError:
-            for one in finished:
-                self._append_alone(one)
+            finished = [self._append_alone(one) for one in finished]
         shift.settle([one.entry for one in finished])
+        for one in finished:
+            if one.feedback is not None and one.feedback.ending == "dead_lettered":
+                shift.forget(one.feedback.group_id)
         self._num_groups += len(finished)
 
-    def _append_alone(self, finished: Finished) -> None:
+    def _append_alone(self, finished: Finished) -> Finished:
+        """What was written for it: a dead letter where it is too large."""
         try:
             self._append([finished])
         except TooLargeError as error:
-            self._append([self._reject(finished.entry, "too_large", error)])
+            finished = self._reject(finished.entry, "too_large", error)
+            self._append([finished])
+        return finished
 
     def _append(self, finished: Sequence[Finished]) -> None:
         self._log.append(output for one in finished for output in one.outputs)

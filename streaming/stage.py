@@ -15,9 +15,10 @@ from typing import Literal, NamedTuple
 
 from streaming import topics
 from streaming.errors import LeaseLostError, RecordError, TooLargeError
+from streaming.history import between
 from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
 from streaming.metrics import Metrics
-from streaming.records import DeadLetter, Feedback, Source, encode
+from streaming.records import DeadLetter, Feedback, Outline, Source, decode, encode
 
 Process = Callable[[Entry], Sequence[Output]]
 """What an entry becomes. Raises RecordError where its bytes are no record."""
@@ -47,6 +48,10 @@ RESTORED_PER_PARTITION = 256
 """Entries before the committed offset whose ids are read back after a restart: more than any writer has in flight."""
 
 
+DEAD_PER_PARTITION = 1024
+"""Newest dead letters that a restarted stage looks through: what died before them lies before the ids restored."""
+
+
 class Retry(NamedTuple):
     """Which failures pass by themselves, and how often one is tried."""
 
@@ -67,6 +72,12 @@ class _Result(NamedTuple):
     id: str | None = None
 
 
+class _LetterOutline(Outline, frozen=True, kw_only=True):
+    """Where a dead letter's bytes lay."""
+
+    source: Source
+
+
 class _StopError(Exception):
     """The stage is to stop while it waits to try again. The batch is not committed."""
 
@@ -83,6 +94,20 @@ def dead_letter(entry: Entry, reason: str, stage: str, attempts: int = 1) -> Out
         time_s=time.time(),
     )
     return Output(topics.DEAD_LETTER.name, entry.key, encode(letter))
+
+
+def dead_places(log: Log) -> set[tuple[str, int, int]]:
+    """Topic, partition and offset of what became a dead letter lately: its stage is not done with these bytes if
+    `streamdpo redrive` sends them again."""
+    begins, ends = log.begin_offsets(topics.DEAD_LETTER.name), log.end_offsets(topics.DEAD_LETTER.name)
+    newest = {place: max(begins[place], end - DEAD_PER_PARTITION) for place, end in ends.items()}
+    sources = []
+    for entry in between(log, newest, ends):
+        try:
+            sources.append(decode(_LetterOutline, entry.value, where=entry.where).source)
+        except RecordError:
+            continue
+    return {(source.topic, source.partition, source.offset) for source in sources}
 
 
 class Stage:
@@ -124,11 +149,17 @@ class Stage:
                 self.run_once(consumer, timeout_s=_IDLE_S, wait=stop.wait)
 
     def restore(self) -> None:
-        """Recall the ids just before the committed offsets: a copy of one of them may still come."""
+        """Recall the ids just before the committed offsets: a copy of one of them may still come.
+
+        What became a dead letter is not among them: if it comes again, that is to be done.
+        """
         if self._identify is None:
             return
         ends = self._log.committed(self._group, self._topics)
+        dead = dead_places(self._log)
         for entry in _entries_before(self._log, ends, RESTORED_PER_PARTITION):
+            if (entry.topic, entry.partition, entry.offset) in dead:
+                continue
             try:
                 self._remember([self._identify(entry)])
             except RecordError:
@@ -159,8 +190,8 @@ class Stage:
             if result.id is not None:
                 ids.add(result.id)
             results.append(result)
-        self._append(results)
-        self._remember(result.id for result in results if result.id is not None)
+        done = self._append(results)
+        self._remember(result.id for result in done if result.id is not None)
         try:
             consumer.commit({(entry.topic, entry.partition): entry.offset + 1 for entry in entries})
         except LeaseLostError:
@@ -196,16 +227,19 @@ class Stage:
             outputs.append(Output(topics.FEEDBACK.name, feedback.group_id.encode(), encode(feedback)))
         return _Result(entry, outputs)
 
-    def _append(self, results: list[_Result]) -> None:
-        """Make all outputs durable. Where one is too large its entry is a dead letter, and the others go on."""
+    def _append(self, results: list[_Result]) -> list[_Result]:
+        """Make all outputs durable. Where one is too large its entry is a dead letter, and the others go on.
+
+        Returns what was written: a dead letter has no id, so that a copy of its entry is no duplicate.
+        """
         try:
             self._write([output for result in results for output in result.outputs])
         except TooLargeError as error:
-            if len(results) == 1:
-                self._write(self._give_up(results[0].entry, "too_large", error, 1).outputs)
-                return
-            for result in results:
-                self._append([result])
+            if len(results) > 1:
+                return [written for result in results for written in self._append([result])]
+            results = [self._give_up(results[0].entry, "too_large", error, 1)]
+            self._write(results[0].outputs)
+        return results
 
     def _write(self, outputs: list[Output]) -> None:
         self._log.append(outputs)

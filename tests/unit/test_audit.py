@@ -66,6 +66,16 @@ def test_a_request_written_twice_counts_once() -> None:
     assert audit([make_prompt(0), make_prompt(0)], [make_feedback(0)], policy="policy").num_requests == 1
 
 
+def test_a_redriven_dead_letter_ends_once_more_and_nothing_else_is_taken_back() -> None:
+    dead, again = make_feedback(0, ending="dead_lettered"), make_feedback(0, ending="redriven")
+    assert balance(1, dead, again).not_ended == [0]
+    assert balance(1, dead, again, make_feedback(0, step=1)).endings == {("trained", ""): 1}
+    assert balance(1, dead, again, dead).is_balanced
+    assert balance(1, make_feedback(0, step=1), again).endings == {("trained", ""): 1}
+    assert balance(1, make_feedback(0, step=1), again, make_feedback(0, step=2)).ended_twice == [0]
+    assert balance(1, dead, make_feedback(0, step=1)).ended_twice == [0]
+
+
 def test_another_policy_has_its_own_books() -> None:
     found = balance(1, make_feedback(0, policy="other"))
     assert found.not_ended == [0]

@@ -1,0 +1,293 @@
+"""Dead letters back to where they came from: `streamdpo redrive`.
+
+    letter -> planned (sent, or left with a reason) -> request reopened -> bytes appended -> marked
+
+The original bytes go to the original topic under the original key, and their stage does them again. The books stay
+honest: a dead letter whose request is known has ended it as `dead_lettered`, so before its bytes are sent a feedback
+`redriven` takes exactly this ending back. The request is outstanding again (the scheduler counts it, so a run does not
+end over it) and ends once more, in one way: trained, dropped, or dead-lettered again. A request that has ended in
+another way since is left alone, and so is an evaluation, whose round is measured again by itself.
+
+Each letter goes once: it is known by the place of its original bytes, and a mark for that place in the dead-letter
+topic says that it went. Bytes that die again lie at a new place, so they are a new letter. A crash between the three
+appends leaves a letter without its mark: the next redrive sends the bytes again, and the stage recognises the second
+copy by its id.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from deploy.lookup import at, since
+from streaming import topics
+from streaming.errors import ConfigError, RecordError
+from streaming.history import entries
+from streaming.log.protocol import Entry, Log, Output, Partition
+from streaming.records import (
+    FINAL_ENDINGS,
+    DeadLetter,
+    Feedback,
+    Outline,
+    PromptRequest,
+    Source,
+    decode,
+    encode,
+)
+
+MARK = "redrive"
+"""Stage of the marks in the dead-letter topic: they have no bytes, and name the place of a letter that went."""
+
+_CHUNK = 64
+"""Letters sent together: a few megabytes."""
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+
+
+class Wanted(NamedTuple):
+    """Which letters are asked for."""
+
+    stage: str | None = None
+    reason: re.Pattern[str] | None = None  # found anywhere in the letter's reason
+    since_s: float = 0.0
+    limit: int | None = None
+
+    def takes(self, letter: DeadLetter) -> bool:
+        return (
+            self.stage in (None, letter.stage)
+            and (self.reason is None or self.reason.search(letter.reason) is not None)
+            and letter.time_s >= self.since_s
+        )
+
+
+class Planned(NamedTuple):
+    """What will happen to a letter."""
+
+    place: Source  # of the letter; its bytes are read again when it goes
+    stage: str
+    source: Source  # of the bytes that died
+    reason: str
+    time_s: float
+    request_number: int | None
+    reopened: list[Output]  # the feedback that takes its request's ending back: of each policy that has it
+    left: str | None  # why it stays; None: it goes
+
+
+class _Asked(NamedTuple):
+    """Which request bytes belong to."""
+
+    number: int
+    group_id: str
+    is_eval: bool
+
+
+class _Group(Outline, frozen=True, kw_only=True):
+    request: PromptRequest
+
+
+class _Scored(Outline, frozen=True, kw_only=True):
+    group: _Group
+
+
+class _Pair(Outline, frozen=True, kw_only=True):
+    request_number: int
+    group_id: str
+
+
+class _Letter(NamedTuple):
+    place: Source
+    letter: DeadLetter  # without its bytes
+    asked: _Asked | None
+
+
+def plan(log: Log, policies: Sequence[str], wanted: Wanted) -> list[Planned]:
+    """What a redrive would do, the oldest letter first. Changes nothing."""
+    marked, letters = _read(log, wanted)
+    told = _feedback(log, letters)
+    ends = {place: end for topic in _readers(policies) for place, end in _committed(log, topic, policies).items()}
+    planned: list[Planned] = []
+    num_sent = 0
+    for letter in letters:
+        found = _planned(letter, marked, told, ends)
+        if found.left is None and wanted.limit is not None and num_sent >= wanted.limit:
+            break
+        num_sent += found.left is None
+        planned.append(found)
+        marked.add(letter.letter.source)  # a letter that was written twice goes once
+    return planned
+
+
+def carry_out(log: Log, planned: Iterable[Planned]) -> int:
+    """Send every letter that is to go; how many went. One that retention has taken meanwhile does not."""
+    going = [one for one in planned if one.left is None]
+    num_sent = 0
+    for first in range(0, len(going), _CHUNK):
+        num_sent += _send(log, going[first : first + _CHUNK])
+    return num_sent
+
+
+def parse_since(text: str, now_s: float) -> float:
+    """Unix time of `90s`, `30m`, `2h`, `7d` ago. Raises ConfigError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is no length of time", where="--since", do="Write 90s, 30m, 2h or 7d.")
+    return now_s - float(match[1]) * _UNITS_S[match[2]]
+
+
+def parse_reason(text: str) -> re.Pattern[str]:
+    """The regular expression. Raises ConfigError where it is none."""
+    try:
+        return re.compile(text)
+    except re.error as cause:
+        raise ConfigError(
+            f"{text!r} is no regular expression: {cause}", where="--reason", do="Mend it, or quote it for the shell."
+        ) from cause
+
+
+# Planning
+
+
+def _read(log: Log, wanted: Wanted) -> tuple[set[Source], list[_Letter]]:
+    marked: set[Source] = set()
+    letters: list[_Letter] = []
+    for entry in entries(log, topics.DEAD_LETTER.name):
+        try:
+            letter = decode(DeadLetter, entry.value, where=entry.where)
+        except RecordError:  # nothing of ours reads it, so nobody dead-letters it
+            continue
+        if letter.stage == MARK:
+            marked.add(letter.source)
+        elif wanted.takes(letter):
+            asked = _asked(letter)
+            letters.append(_Letter(_source(entry), msgspec.structs.replace(letter, value=b""), asked))
+    return marked, sorted(letters, key=lambda one: one.letter.time_s)
+
+
+def _planned(
+    one: _Letter, marked: set[Source], told: Mapping[str, list[Output]], ends: Mapping[Partition, int]
+) -> Planned:
+    letter, asked = one.letter, one.asked
+    reopened, ended = _ending(told.get(asked.group_id, []), letter.stage) if asked else ([], None)
+    source = letter.source
+    left = None
+    if source in marked:
+        left = "it went before"
+    elif topics.find(source.topic) is None:
+        left = f"the run has no topic {source.topic}"
+    elif asked is not None and asked.is_eval:
+        left = "an evaluation: its round is measured again by itself"
+    elif ended is not None:
+        left = f"its request has ended since: {ended}"
+    elif source.offset >= ends.get((source.topic, source.partition), source.offset + 1):
+        left = "its stage is not done with it yet: try again in a moment"
+    number = asked.number if asked else None
+    return Planned(one.place, letter.stage, source, letter.reason, letter.time_s, number, reopened, left)
+
+
+def _ending(told: Sequence[Output], stage: str) -> tuple[list[Output], str | None]:
+    """The feedback that takes this letter's endings back, and how the request ended where it ended otherwise."""
+    endings: dict[str, tuple[Output, Feedback]] = {}  # policy -> how it stands
+    for output in told:
+        one = decode(Feedback, output.value)
+        if one.ending == "redriven":
+            endings.pop(one.policy, None)
+        elif one.ending in FINAL_ENDINGS:
+            endings[one.policy] = output, one
+    dead = [
+        both for both in endings.values() if both[1].ending == "dead_lettered" and _kind(both[1].stage) == _kind(stage)
+    ]
+    if not dead:
+        return [], next((one.ending for _, one in endings.values()), None)
+    now_s = time.time()
+    taken_back = [msgspec.structs.replace(one, ending="redriven", reason="", time_s=now_s) for _, one in dead]
+    return [output._replace(value=encode(one)) for (output, _), one in zip(dead, taken_back, strict=True)], None
+
+
+def _kind(stage: str) -> str:
+    """`selector.POLICY` and `selector` read the same bytes."""
+    return stage.partition(".")[0]
+
+
+def _feedback(log: Log, letters: Sequence[_Letter]) -> dict[str, list[Output]]:
+    """What was told about the letters' requests, by group, in the order of the log."""
+    groups = {one.asked.group_id for one in letters if one.asked is not None}
+    found: dict[str, list[Output]] = {}
+    if not groups:
+        return found
+    for entry in since(log, topics.FEEDBACK.name, min(one.letter.time_s for one in letters)):
+        try:
+            one = decode(Feedback, entry.value, where=entry.where)
+        except RecordError:  # the scheduler has dead-lettered it
+            continue
+        if one.group_id in groups:
+            found.setdefault(one.group_id, []).append(Output(entry.topic, entry.key, entry.value))
+    return found
+
+
+def _readers(policies: Sequence[str]) -> dict[str, list[str]]:
+    """Who reads a topic as a group. The learner's place is in its checkpoint, the scheduler reads everything again."""
+    return {
+        topics.PROMPTS.name: ["generators"],
+        topics.CANDIDATES.name: ["scorer"],
+        topics.SCORED.name: [topics.selectors(policy) for policy in policies],
+    }
+
+
+def _committed(log: Log, topic: str, policies: Sequence[str]) -> dict[Partition, int]:
+    """Per partition what every reader of the topic is done with."""
+    places: dict[Partition, int] = {}
+    for group in _readers(policies)[topic]:
+        for place, offset in log.committed(group, [topic]).items():
+            places[place] = min(offset, places.get(place, offset))
+    return places
+
+
+def _asked(letter: DeadLetter) -> _Asked | None:
+    """The request of dead bytes, as far as they still say it."""
+    topic = letter.source.topic
+    try:
+        if topic.startswith("pairs."):
+            pair = decode(_Pair, letter.value)
+            return _Asked(pair.request_number, pair.group_id, is_eval=False)
+        if topic == topics.PROMPTS.name:
+            request = decode(PromptRequest, letter.value)
+        elif topic == topics.CANDIDATES.name:
+            request = decode(_Group, letter.value).request
+        elif topic == topics.SCORED.name:
+            request = decode(_Scored, letter.value).group.request
+        else:
+            return None
+    except RecordError:
+        return None
+    return _Asked(request.number, request.group_id, is_eval=request.purpose == "eval")
+
+
+# Sending
+
+
+def _send(log: Log, going: Sequence[Planned]) -> int:
+    """Reopen, send, mark: each durable before the next, so that a crash never marks what did not go."""
+    letters = [(one, letter) for one in going if (letter := _letter_at(log, one.place)) is not None]
+    log.append([output for one, _ in letters for output in one.reopened])
+    sent = [Output(letter.source.topic, letter.key, letter.value) for _, letter in letters]
+    places = log.append(sent)
+    log.append(_marks([letter for _, letter in letters], places))
+    return len(letters)
+
+
+def _marks(letters: Sequence[DeadLetter], places: Sequence[tuple[int, int]]) -> Iterator[Output]:
+    for letter, (partition, offset) in zip(letters, places, strict=True):
+        reason = f"redriven to {letter.source.topic}/{partition}@{offset}"
+        mark = msgspec.structs.replace(letter, stage=MARK, value=b"", reason=reason, time_s=time.time())
+        yield Output(topics.DEAD_LETTER.name, letter.key, encode(mark))
+
+
+def _letter_at(log: Log, place: Source) -> DeadLetter | None:
+    entry = at(log, place)
+    return None if entry is None else decode(DeadLetter, entry.value, where=entry.where)
+
+
+def _source(entry: Entry) -> Source:
+    return Source(topic=entry.topic, partition=entry.partition, offset=entry.offset)
