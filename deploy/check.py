@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ class Finding(NamedTuple):
 
 def all_checks(config: RunConfig) -> Iterator[Finding]:
     """Every check, one after the other; a failed one does not stop the others."""
+    from deploy.check_policies import check_policy
+
     prompts: list[Prompt] = []
     held_out: list[Prompt] = []
 
@@ -52,6 +55,7 @@ def all_checks(config: RunConfig) -> Iterator[Finding]:
         ("pipeline", lambda: describe_pipeline(config)),
         ("prompts", read),
         ("model", lambda: check_model(config, [*prompts, *held_out])),
+        *((f"policy {policy.name}", partial(check_policy, config, policy)) for policy in config.every_policy[1:]),
         *((f"reward {source.name}", _reward_check(config, i, prompts)) for i, source in enumerate(config.rewards)),
         ("log", lambda: check_log(config)),
         ("disk", lambda: check_disk(config)),
@@ -69,12 +73,16 @@ def all_checks(config: RunConfig) -> Iterator[Finding]:
 
 def preflight(config: RunConfig) -> None:
     """What a person gets wrong, found before anything starts. Raises the first error."""
+    from deploy.check_policies import check_policy
+
     check_packages()
     prompts = read_prompts(config.prompts)
     held_out = read_eval_prompts(config.prompts)
     check_model_files(config.model)
     if any(prompt.messages for prompt in (*prompts, *held_out)):
         check_chat_template([*prompts, *held_out], load_tokenizer(config), model=config.model)
+    for policy in config.every_policy[1:]:
+        check_policy(config, policy)
     for source in config.rewards:
         if source.function is not None:
             try_reward(source, prompts[0])
@@ -207,10 +215,10 @@ def load_model_config(model: str, config: RunConfig) -> Any:
     return _load(AutoConfig.from_pretrained, model, config)
 
 
-def load_tokenizer(config: RunConfig) -> Any:
+def load_tokenizer(config: RunConfig, model: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
-    return _load(AutoTokenizer.from_pretrained, config.model, config)
+    return _load(AutoTokenizer.from_pretrained, model or config.model, config)
 
 
 def _load(from_pretrained: Callable[..., Any], model: str, config: RunConfig) -> Any:
@@ -312,8 +320,10 @@ def check_ports(config: RunConfig) -> str:
 
 
 def num_processes(config: RunConfig) -> int:
-    """Processes of a run that have an endpoint: scheduler, scorer, generators; every policy's selector and ranks."""
-    return 2 + config.generation.num_generators + sum(1 + one.learner.world_size for one in config.every_policy)
+    """Processes of a run: each has an endpoint."""
+    from deploy.roles import processes
+
+    return len(processes(config))
 
 
 def check_engine(config: RunConfig) -> str:

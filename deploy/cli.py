@@ -107,15 +107,17 @@ def role(
         typer.Argument(help="generator, scorer, selector, learner or scheduler; learner.POLICY of a further policy."),
     ],
     config: Config,
-    index: Annotated[int, typer.Option(help="Which of several generators, or the learner's rank.")] = 0,
+    index: Annotated[
+        int, typer.Option(help="Which of several, or the learner's rank. A further one joins the run.")
+    ] = 0,
     set_: Set = None,
 ) -> None:
     """Be one role, as a plain process. Ctrl-C and SIGTERM end it cleanly."""
     from deploy.launcher import prepare
-    from deploy.roles import Process, processes, role_environment, run_role
+    from deploy.roles import Process, may_join, role_environment, run_role
 
     settings = load_config(config, set_ or [])
-    if Process(role, index) in processes(settings):  # run_role tells what there is where it is not
+    if may_join(settings, Process(role, index)):  # run_role tells what there is where it is not
         prepare(settings)
     for name, value in role_environment(settings, role, has_gpu=Path("/dev/nvidiactl").exists()).items():
         os.environ.setdefault(name, value)

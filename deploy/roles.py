@@ -89,10 +89,21 @@ def processes(config: RunConfig) -> list[Process]:
     return [
         *(Process("generator", i) for i in range(config.generation.num_generators)),
         *(Process(role_of("learner", one), rank) for one in policies for rank in range(one.learner.world_size)),
-        Process("scorer", 0),
-        *(Process(role_of("selector", one), 0) for one in policies),
+        *(Process("scorer", i) for i in range(config.scoring.num_processes)),
+        *(Process(role_of("selector", one), i) for one in policies for i in range(one.selection.num_processes)),
         Process("scheduler", 0),
     ]
+
+
+ELASTIC = frozenset({"generator", "scorer", "selector"})
+"""Kinds that share their work by consumer groups: more of them may join a run, and leave it, at any time."""
+
+
+def may_join(config: RunConfig, process: Process) -> bool:
+    """Whether this run has such a process, or takes one more."""
+    every = processes(config)
+    is_known_role = any(process.role == one.role for one in every)
+    return process in every or (process.kind in ELASTIC and is_known_role and process.index >= 0)
 
 
 def role_of(kind: str, policy: Policy) -> str:
@@ -153,11 +164,12 @@ def role_environment(config: RunConfig, role: str, *, has_gpu: bool) -> dict[str
 def run_role(config: RunConfig, role: str, index: int, stop: threading.Event, *, since_s: float | None = None) -> None:
     """Be this role until `stop` or its own end. Raises what it failed of; its last beat says so too."""
     process = Process(role, index)
-    if process not in processes(config):
+    if not may_join(config, process):
         raise ConfigError(
             f"there is no {process.role_id} in this run",
             where="role",
-            do=f"It has: {', '.join(known.role_id for known in processes(config))}.",
+            do=f"It has: {', '.join(known.role_id for known in processes(config))}; and further generators, scorers "
+            "and selectors may join it.",
         )
     check_packages()
     metrics = Metrics(process.role)
@@ -175,8 +187,9 @@ def _beating(config: RunConfig, process: Process, log: Log, metrics: Metrics) ->
     """The metrics' endpoint, and a heartbeat whose last word is how the role ended."""
     heartbeat = Heartbeat(log, metrics, role=process.role, index=process.index)
     try:
-        port = None if config.metrics.port is None else config.metrics.port + processes(config).index(process)
-        with MetricsServer(metrics, lambda: heartbeat.state, host=config.metrics.host, port=port) as server:
+        with MetricsServer(
+            metrics, lambda: heartbeat.state, host=config.metrics.host, port=port_of(config, process)
+        ) as server:
             heartbeat.tell(metrics_address=server.address, at_once=True)
             yield heartbeat
     except BaseException as error:
@@ -185,6 +198,14 @@ def _beating(config: RunConfig, process: Process, log: Log, metrics: Metrics) ->
         heartbeat.close(health="failed", message=what)
         raise
     heartbeat.close(health="stopped", message=heartbeat.state.message)
+
+
+def port_of(config: RunConfig, process: Process) -> int | None:
+    """The port of its metrics; None for any that is free, as for one that has joined."""
+    every = processes(config)
+    if config.metrics.port is None or process not in every:
+        return None
+    return config.metrics.port + every.index(process)
 
 
 @contextmanager

@@ -260,6 +260,9 @@ class RewardSourceConfig(Section):
 class ScoringConfig(Section):
     """How the scorer works."""
 
+    num_processes: int = Field(1, ge=1)
+    """Scorer processes: they share the candidates by partitions. Each loads the reference and the reward models."""
+
     reference: str | None = None
     """Directory of the frozen reference model. Default: the run's initial model."""
 
@@ -278,6 +281,10 @@ class ScoringConfig(Section):
 
 class SelectionConfig(Section):
     """Which candidates become a training example."""
+
+    num_processes: int = Field(1, ge=1)
+    """Selector processes: they share the scored groups by partitions. What each shows of running shares and
+    correlations is of its own part; the examples do not depend on their number."""
 
     rule: Live[Literal["max_min", "sweet_spot", "quantile"]] = "sweet_spot"
     """How the rejected candidate is picked: the worst, the one nearest to mu - num_sigmas sigma of the group, or the
@@ -300,3 +307,8 @@ class SelectionConfig(Section):
 
     window: Live[int] = Field(1024, ge=16)
     """Newest groups that running shares and correlations are computed over."""
+
+    @property
+    def settings_hash(self) -> str:
+        """Changes whenever a field does that can make another example of the same group."""
+        return stable_id(type(self).__name__, self.model_dump_json(exclude={"num_processes"}))

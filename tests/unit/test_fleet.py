@@ -2,7 +2,7 @@ import pytest
 
 from deploy.config import RunConfig
 from deploy.fleet import MAX_FAILURES, STEADY_S, Backoff, gpus_by_role, in_units, is_hopeless, refuse_shared_file
-from deploy.roles import policy_of, processes
+from deploy.roles import Process, may_join, policy_of, port_of, processes
 from streaming.errors import ConfigError, DataError, LogError, NonFiniteError, NotReadyError
 
 
@@ -34,6 +34,30 @@ def test_every_policy_has_a_selector_and_the_ranks_of_each_learner_start_togethe
         ["selector.b-0"],
         ["scheduler-0"],
     ]
+
+
+def test_scorers_and_selectors_may_be_several():
+    several = {"scoring": {"num_processes": 2}, "selection": {"num_processes": 2}, "policies": {"b": {}}}
+    shared = RunConfig.model_validate(config().model_dump() | several)
+    ids = [process.role_id for process in processes(shared)]
+    assert [one for one in ids if "scorer" in one or "selector" in one] == [
+        "scorer-0", "scorer-1", "selector-0", "selector-1", "selector.b-0", "selector.b-1",
+    ]  # fmt: skip
+
+
+def test_more_generators_scorers_and_selectors_may_join_a_run_and_nothing_else():
+    settings = two_policies()
+    may = [role for role in ("generator", "scorer", "selector", "selector.b") if may_join(settings, Process(role, 7))]
+    assert may == ["generator", "scorer", "selector", "selector.b"]
+    for role in ("learner", "scheduler", "selector.c", "generator.b", "poet"):
+        assert not may_join(settings, Process(role, 7))
+    assert not may_join(settings, Process("generator", -1))
+
+
+def test_a_process_that_has_joined_takes_no_other_ones_port():
+    settings = RunConfig.model_validate(config().model_dump() | {"metrics": {"port": 9000}})
+    assert [port_of(settings, process) for process in processes(settings)] == [9000, 9001, 9002, 9003, 9004]
+    assert port_of(settings, Process("generator", 1)) is None
 
 
 def test_a_role_finds_the_settings_of_its_policy():

@@ -68,6 +68,11 @@ def test_the_same_group_and_settings_give_the_same_pair() -> None:
     assert first.pair_id != other.pair_id
 
 
+def test_the_number_of_selectors_makes_no_other_pair() -> None:
+    assert SelectionConfig(num_processes=4).settings_hash == SelectionConfig().settings_hash
+    assert SelectionConfig(num_sigmas=1.0).settings_hash != SelectionConfig().settings_hash
+
+
 def test_equal_texts_never_meet_in_a_pair() -> None:
     selection = selected(make_scored([1.0, 0.0, 0.5], texts=["a", "a", "b"]))
     assert roles_of(selection) == (0, 2)
