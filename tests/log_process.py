@@ -1,4 +1,4 @@
-"""Another process on a log, for tests: `python -m tests.log_process URL RUN VERB ARGUMENT...`.
+"""Another process on a log, for tests: `python -m tests.log_process URL RUN LEASE_S VERB ARGUMENT...`.
 
 append TOPIC PREFIX NUM   append NUM records one by one, print "partition offset value" of each acknowledged one
 hold GROUP TOPIC          join, read what there is, print it, commit nothing
@@ -12,8 +12,11 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
+from streaming.config import KafkaConfig
 from streaming.log.protocol import Entry, Log, Output
 from streaming.log.sqlite import SQLiteLog
+
+MAX_RECORD_BYTES = 2**20
 
 SHORT_LEASE_S = 1.0
 """Where a member dies: its death is noticed in a test's time, and a busy machine does not bury the living."""
@@ -22,16 +25,22 @@ LONG_LEASE_S = 60.0
 """Where none dies: none is taken for dead either."""
 
 
-def open_file(path: Path, run: str = "test", *, lease_s: float = LONG_LEASE_S) -> SQLiteLog:
-    """A log whose members are dead when nothing was heard of them for so long."""
-    return SQLiteLog(path, run=run, max_record_bytes=2**20, max_bytes=2**30, lease_s=lease_s)
+def open_test_log(url: str, run: str, *, lease_s: float) -> Log:
+    """A log of either backend whose members are dead when nothing was heard of them for so long."""
+    scheme, _, path = url.partition(":///")
+    if scheme == "sqlite":
+        return SQLiteLog(Path(path), run=run, max_record_bytes=MAX_RECORD_BYTES, max_bytes=2**30, lease_s=lease_s)
+    from streaming.log.kafka import KafkaLog
+
+    config = KafkaConfig(session_timeout_s=lease_s, delivery_timeout_s=60)
+    return KafkaLog(url, run=run, max_record_bytes=MAX_RECORD_BYTES, config=config)
 
 
 class LogProcess:
     """A process to talk to: line by line, until it is killed."""
 
-    def __init__(self, path: Path, verb: str, *arguments: str, run: str = "test") -> None:
-        command = [sys.executable, "-m", "tests.log_process", str(path), run, verb, *arguments]
+    def __init__(self, url: str, verb: str, *arguments: str, run: str = "test", lease_s: float = LONG_LEASE_S) -> None:
+        command = [sys.executable, "-m", "tests.log_process", url, run, str(lease_s), verb, *arguments]
         root = Path(__file__).resolve().parent.parent
         self._process = subprocess.Popen(
             command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -78,8 +87,11 @@ def append(log: Log, topic: str, prefix: str, num: str) -> None:
 def hold(log: Log, group: str, topic: str) -> None:
     # Kept until the process ends: a consumer that nobody refers to gives its place in the group up.
     HELD.append(consumer := log.subscribe(group, [topic]))
-    for entry in consumer.read(max_records=1000, timeout_s=10):
-        tell(entry)
+    timeout_s = 30.0  # to join and for the first; the rest is there
+    while entries := consumer.read(max_records=1000, timeout_s=timeout_s):
+        for entry in entries:
+            tell(entry)
+        timeout_s = 0
 
 
 def take(log: Log, group: str, topic: str) -> None:
@@ -98,9 +110,8 @@ def tell(entry: Entry) -> None:
 
 HELD: list[object] = []
 VERBS = {"append": append, "hold": hold, "take": take}
-LEASES = {"append": LONG_LEASE_S, "hold": SHORT_LEASE_S, "take": LONG_LEASE_S}
 
 if __name__ == "__main__":
-    with open_file(Path(sys.argv[1]), sys.argv[2], lease_s=LEASES[sys.argv[3]]) as log:
-        VERBS[sys.argv[3]](log, *sys.argv[4:])
+    with open_test_log(sys.argv[1], sys.argv[2], lease_s=float(sys.argv[3])) as log:
+        VERBS[sys.argv[4]](log, *sys.argv[5:])
         sys.stdin.read()
