@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -13,13 +14,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import streaming
 from actors.prompts import Prompt, check_chat_template, read_eval_prompts, read_prompts
+from deploy.check_log import Check, check_log, log_checks
+from deploy.check_model import check_model, check_model_files, check_reward_model, load_tokenizer
+from deploy.check_policies import check_policy
 from deploy.config import RunConfig
 from deploy.trial import try_reward
-from streaming.errors import ConfigError, NotReadyError, StreamDPOError
+from streaming.errors import NotReadyError, StreamDPOError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,10 +42,11 @@ class Finding(NamedTuple):
     error: StreamDPOError | None = None
 
 
-def all_checks(config: RunConfig) -> Iterator[Finding]:
-    """Every check, one after the other; a failed one does not stop the others."""
-    from deploy.check_policies import check_policy
+def all_checks(config: RunConfig, *, create_topics: bool = False, role: str | None = None) -> Iterator[Finding]:
+    """Every check, one after the other; a failed one does not stop the others.
 
+    Missing topics of a Kafka log are created with `create_topics`; with `role`, only this role's rights are asked for.
+    """
     prompts: list[Prompt] = []
     held_out: list[Prompt] = []
 
@@ -50,21 +55,23 @@ def all_checks(config: RunConfig) -> Iterator[Finding]:
         held_out.extend(read_eval_prompts(config.prompts))
         return describe_prompts(prompts) + describe_held_out(prompts, held_out)
 
-    checks: list[tuple[str, Callable[[], str]]] = [
+    first: list[Check] = [
         ("packages", check_packages),
         ("pipeline", lambda: describe_pipeline(config)),
         ("prompts", read),
         ("model", lambda: check_model(config, [*prompts, *held_out])),
         *((f"policy {policy.name}", partial(check_policy, config, policy)) for policy in config.every_policy[1:]),
         *((f"reward {source.name}", _reward_check(config, i, prompts)) for i, source in enumerate(config.rewards)),
-        ("log", lambda: check_log(config)),
+    ]
+    last: list[Check] = [
         ("disk", lambda: check_disk(config)),
         ("ports", lambda: check_ports(config)),
         ("engine", lambda: check_engine(config)),
         ("compiler", check_compiler),
         ("devices", lambda: check_devices(config)),
     ]
-    for subject, check in checks:
+    # A chain, not a list: what of the log is looked at depends on how its first check ends.
+    for subject, check in itertools.chain(first, log_checks(config, create_topics=create_topics, role=role), last):
         try:
             yield Finding(subject, check())
         except StreamDPOError as error:
@@ -73,8 +80,6 @@ def all_checks(config: RunConfig) -> Iterator[Finding]:
 
 def preflight(config: RunConfig) -> None:
     """What a person gets wrong, found before anything starts. Raises the first error."""
-    from deploy.check_policies import check_policy
-
     check_packages()
     prompts = read_prompts(config.prompts)
     held_out = read_eval_prompts(config.prompts)
@@ -134,104 +139,6 @@ def describe_held_out(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> 
     return f"; {len(held_out)} held out{warning if num_both else ''}"
 
 
-def check_model(config: RunConfig, prompts: Sequence[Prompt]) -> str:
-    """The model's files, its kind, its tokenizer, and that it can write these prompts."""
-    check_model_files(config.model)
-    settings = load_model_config(config.model, config)
-    tokenizer = load_tokenizer(config)
-    check_chat_template(prompts, tokenizer, model=config.model)
-    notes = [f"{settings.model_type}, vocabulary {len(tokenizer)}"]
-    if tokenizer.eos_token_id is None:
-        raise NotReadyError(
-            "the tokenizer has no end-of-sequence token, so no answer would ever end",
-            where=config.model,
-            do="Set eos_token in tokenizer_config.json.",
-        )
-    if prompts and tokenizer.chat_template and not any(prompt.messages for prompt in prompts):
-        notes.append("text prompts are sampled as they are, without the model's chat template")
-    if getattr(settings, "tie_word_embeddings", False):
-        notes.append("tied embeddings")
-    notes += _length_note(config, settings, tokenizer, prompts)
-    return "; ".join(notes)
-
-
-def _length_note(config: RunConfig, settings: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[str]:
-    """A warning where the longest prompt leaves no room for a whole answer."""
-    limits = [config.generation.engine.max_model_len, getattr(settings, "max_position_embeddings", None)]
-    limit = min((value for value in limits if value), default=None)
-    texts = [prompt.text or "".join(m.content for m in prompt.messages or []) for prompt in prompts]
-    if limit is None or not texts:
-        return []
-    longest = len(tokenizer(max(texts, key=len))["input_ids"])
-    room, wanted = limit - longest, config.generation.sampling.max_tokens
-    if room >= wanted:
-        return []
-    return [f"the longest prompt has {longest} tokens: {max(room, 0)} of {wanted} are left for its answer"]
-
-
-def check_model_files(model: str) -> None:
-    """A directory must hold a model; anything else must look like a hub name."""
-    path = Path(model)
-    if path.is_dir():
-        missing = [] if (path / "config.json").is_file() else ["config.json"]
-        missing += [] if any(path.glob("*.safetensors")) else ["*.safetensors"]
-        missing += [] if any(path.glob("tokenizer*")) else ["tokenizer files"]
-        if missing:
-            raise NotReadyError(
-                f"has no {', '.join(missing)}",
-                where=model,
-                do="Give a directory in Hugging Face format (save_pretrained of the model and of its tokenizer).",
-            )
-        for file in path.glob("*.safetensors"):
-            check_weights_file(file)
-    elif path.is_absolute() or path.exists() or model.count("/") > 1:
-        raise NotReadyError("is not a directory", where=model, do="Mend `model` in the configuration.")
-
-
-def check_weights_file(path: Path) -> None:
-    """The file is as long as its own header says: a copy or download that broke off is found without loading it."""
-    try:
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(header_bytes, path.stat().st_size)))
-        wanted = 8 + header_bytes + max(entry["data_offsets"][1] for name, entry in header.items() if name != _METADATA)
-    except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise NotReadyError("is not a safetensors file", where=str(path), do="Copy or download it again.") from cause
-    if path.stat().st_size != wanted:
-        raise NotReadyError(
-            f"has {path.stat().st_size} bytes, its header says {wanted}",
-            where=str(path),
-            do="Copy or download it again: it has broken off.",
-        )
-
-
-_METADATA = "__metadata__"
-"""The one entry of a safetensors header that is no tensor."""
-
-
-def load_model_config(model: str, config: RunConfig) -> Any:
-    from transformers import AutoConfig
-
-    return _load(AutoConfig.from_pretrained, model, config)
-
-
-def load_tokenizer(config: RunConfig, model: str | None = None) -> Any:
-    from transformers import AutoTokenizer
-
-    return _load(AutoTokenizer.from_pretrained, model or config.model, config)
-
-
-def _load(from_pretrained: Callable[..., Any], model: str, config: RunConfig) -> Any:
-    try:
-        return from_pretrained(model, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as cause:
-        raise NotReadyError(
-            f"does not load: {cause}",
-            where=model,
-            do="Give a directory in Hugging Face format, or a hub name that this machine can reach.",
-        ) from cause
-
-
 def _reward_check(config: RunConfig, index: int, prompts: list[Prompt]) -> Callable[[], str]:
     source = config.rewards[index]
 
@@ -245,34 +152,6 @@ def _reward_check(config: RunConfig, index: int, prompts: list[Prompt]) -> Calla
         return try_reward(source, prompts[0])
 
     return check
-
-
-def check_reward_model(model: str, config: RunConfig) -> str:
-    """Its files are there, and its own configuration says that it is a classifier with one output."""
-    check_model_files(model)
-    settings = load_model_config(model, config)
-    kinds = list(settings.architectures or [])
-    if kinds and not any("SequenceClassification" in kind for kind in kinds) and not config.trust_remote_code:
-        raise NotReadyError(f"is a {', '.join(kinds)}, no sequence classifier", where=model, do=_REWARD_MODEL)
-    if settings.num_labels != 1:
-        raise NotReadyError(f"has {settings.num_labels} outputs, a reward model has 1", where=model, do=_REWARD_MODEL)
-    return f"reward model {model}, {', '.join(kinds) or settings.model_type}"
-
-
-_REWARD_MODEL = "Name a sequence-classification model that was trained as a reward model, with one output."
-
-
-def check_log(config: RunConfig) -> str:
-    """The run's directory can be made and written; the log is of a kind that is there."""
-    directory = Path(config.directory or "")
-    nearest = next(path for path in (directory, *directory.parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise NotReadyError(
-            f"{nearest} cannot be written", where=str(directory), do="Set `directory` to another place."
-        )
-    if not config.log.url.startswith("sqlite:///"):
-        raise ConfigError(f"{config.log.url!r} is no log", where="log.url", do="Write sqlite:///log.db.")
-    return f"{config.log.url} in {directory}"
 
 
 def check_disk(config: RunConfig) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deploy.check import check_model_files, load_tokenizer
+from deploy.check_model import check_model_files, load_tokenizer
 from deploy.config import Policy, RunConfig
 from streaming.errors import NotReadyError
 

@@ -1,7 +1,7 @@
 """The topics of a run on a Kafka cluster: what each has to look like, what differs, and how it is mended.
 
-`wanted_topics` and `compare` are values in, values out; `read_topics` and `create_topics` talk to the cluster. Creates
-what is missing; never changes or deletes a topic that is there.
+`wanted_topics` and `compare` are values in, values out; `differences` talks to the cluster. Creates what is missing
+when asked to; never changes or deletes a topic that is there.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +14,14 @@ from kafka.errors import (
     KafkaError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
     for_code,
 )
 
 from streaming import topics
 from streaming.config import LogConfig
 from streaming.errors import NotReadyError
-from streaming.log.kafka_client import client_settings
+from streaming.log.kafka_client import bootstrap_servers, client_settings
 from streaming.topics import Topic
 
 WORK = {topics.PROMPTS.name, topics.CANDIDATES.name, topics.SCORED.name}
@@ -169,22 +170,39 @@ def _configs(servers: str, topic: str, setting: str) -> str:
     return f"{command} --add-config {setting}"
 
 
-def open_admin(config: LogConfig) -> KafkaAdminClient:
-    """A client for administration; the caller closes it. Raises NotReadyError where no broker answers."""
+def differences(config: LogConfig, wanted: Sequence[Wanted], *, create: bool) -> tuple[list[str], list[Difference]]:
+    """Look at the topics of a cluster: the names of those created, where `create` is set, and what differs then.
+
+    A topic that this user may not see differs in nothing. Raises NotReadyError where the cluster does not answer.
+    """
+    servers = ",".join(bootstrap_servers(config.url))
     try:
-        return KafkaAdminClient(**client_settings(config.url, config.kafka))
+        with open_admin(config) as admin:
+            created = create_topics(admin, wanted) if create else []
+            found = read_topics(admin, [topic.name for topic in wanted])
     except KafkaError as cause:
-        raise NotReadyError(f"no answer: {cause}", where=config.url, do="See what `streamdpo check` says.") from cause
+        raise NotReadyError(f"no answer: {cause!r}", where=config.url, do="Look at the brokers' logs.") from cause
+    differing = [compare(topic, found[topic.name], servers=servers) for topic in wanted if topic.name in found]
+    return created, [one for several in differing for one in several]
 
 
-def read_topics(admin: KafkaAdminClient, names: Sequence[str]) -> dict[str, Found]:
-    """The topics among `names` that are there and that this user may see."""
-    found: dict[str, Found] = {}
-    described = {topic["name"]: topic for topic in admin.describe_topics(list(names)) if not topic["error_code"]}
-    settings = _read_settings(admin, list(described))
-    for name, topic in described.items():
-        copies = min(len(partition["replica_nodes"]) for partition in topic["partitions"])
-        found[name] = Found(len(topic["partitions"]), copies, settings.get(name))
+def open_admin(config: LogConfig) -> KafkaAdminClient:
+    """A client for administration: a context manager. Raises KafkaError where no broker answers."""
+    return KafkaAdminClient(**client_settings(config.url, config.kafka))
+
+
+def read_topics(admin: KafkaAdminClient, names: Sequence[str]) -> dict[str, Found | None]:
+    """The topics among `names` that this user may see; None for one that is not there."""
+    described = {topic["name"]: topic for topic in admin.describe_topics(list(names))}
+    there = [name for name, topic in described.items() if not topic["error_code"]]
+    settings = _read_settings(admin, there)
+    found: dict[str, Found | None] = {
+        name: None for name, topic in described.items() if for_code(topic["error_code"]) is UnknownTopicOrPartitionError
+    }
+    for name in there:
+        partitions = described[name]["partitions"]
+        copies = min(len(partition["replica_nodes"]) for partition in partitions)
+        found[name] = Found(len(partitions), copies, settings.get(name))
     return found
 
 

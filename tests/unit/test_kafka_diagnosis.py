@@ -13,7 +13,7 @@ from streaming.config import KafkaConfig, LogConfig
 from streaming.errors import NotReadyError
 from streaming.log.kafka_acls import Right, rights
 from streaming.log.kafka_diagnosis import check_connection, check_rights
-from streaming.log.kafka_topics import create_topics, open_admin, wanted_topics
+from streaming.log.kafka_topics import differences, wanted_topics
 from streaming.topics import PROMPTS
 from tests.certificates import Authority
 from tests.kafka_cluster import Address, Cluster, free_ports, why_not
@@ -188,9 +188,7 @@ def test_a_good_login_is_let_in(scram_kafka: Cluster, tmp_path: Path) -> None:
 def prompts_of_a_run(scram_kafka: Cluster, tmp_path: Path) -> Iterator[LogConfig]:
     """A run's prompts topic on the cluster with ACLs, and the settings of a user without a right."""
     internal = config(scram_kafka.internal)
-    admin = open_admin(internal)
-    create_topics(admin, wanted_topics([PROMPTS], "rights", internal))
-    admin.close()
+    differences(internal, wanted_topics([PROMPTS], "rights", internal), create=True)
     (tmp_path / "stranger").write_text("stranger-secret")
     stranger = {"username": "stranger", "password_file": str(tmp_path / "stranger")}
     yield config(scram_kafka.bootstrap, **scram(scram_kafka, tmp_path, **stranger))
