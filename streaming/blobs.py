@@ -14,14 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-
-from streaming.errors import ConfigError, LogError, RecordError
+from streaming.errors import LogError, RecordError
+from streaming.remote import RemoteFolder
 from streaming.weights import sync_directory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[0-9a-f]{64}")
@@ -41,8 +38,6 @@ _MARK_TEXT = b"Values that were too large for the log of a streamdpo run. Each i
 
 _PAUSES_S = (0.1, 0.3, 1.0)
 """Before each further try of a store that does not answer: most outages of an object store are shorter."""
-
-T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -74,17 +69,10 @@ class BlobStore:
 
         `count` hears of what happens to blobs (written, read, retried, removed), `wait` sleeps between two tries.
         """
-        try:
-            self._fs, self._root = url_to_fs(url, use_listings_cache=False)
-        except (ValueError, ImportError) as cause:
-            raise ConfigError(
-                f"blobs cannot lie at {url!r}: {cause}",
-                where="log.blobs",
-                do="Name a directory, or a URL whose fsspec file system is installed (for s3:// that is s3fs).",
-            ) from cause
-        self.url = url
+        self._folder = RemoteFolder(
+            url, setting="log.blobs", error=LogError, pauses_s=_PAUSES_S, count=count, wait=wait
+        )
         self.count = count
-        self._wait = wait
         self._is_marked = False
 
     def write(self, folder: str, value: bytes) -> str:
@@ -98,7 +86,7 @@ class BlobStore:
     def place(self, name: str, place: Place) -> None:
         """Note which record names a blob: it stays as long as that record. Raises LogError."""
         path = self._path(_place_name(name, place))
-        self._try("note the place of", name, lambda: self._fs.pipe_file(path, b""))
+        self._folder.write(name, lambda: self._folder.fs.pipe_file(path, b""))
 
     def read(self, name: str, num_bytes: int) -> bytes:
         """The very bytes that were written under this name.
@@ -107,9 +95,11 @@ class BlobStore:
         store does not answer: then nothing is known about the blob.
         """
         if not _NAME.fullmatch(name):
-            raise _unreadable(f"{name!r} is not the name of a blob", self.url)
+            raise _unreadable(f"{name!r} is not the name of a blob", self._folder.url)
         try:
-            value = self._try("read", name, lambda: self._fs.cat_file(self._path(name), start=0, end=num_bytes + 1))
+            value = self._folder.attempt(
+                "read", name, lambda: self._folder.fs.cat_file(self._path(name), start=0, end=num_bytes + 1)
+            )
         except FileNotFoundError as cause:
             self._check_mark()
             raise _unreadable("the blob is missing", self._path(name)) from cause
@@ -124,7 +114,7 @@ class BlobStore:
     def blobs(self, folder: str) -> list[Blob]:
         """What lies in a folder, files that a killed writer left half included."""
         try:
-            found = self._try("list", folder, lambda: self._fs.ls(self._path(folder), detail=True))
+            found = self._folder.attempt("list", folder, lambda: self._folder.fs.ls(self._path(folder), detail=True))
         except FileNotFoundError:
             return []
         blobs: dict[str, Blob] = {}
@@ -132,14 +122,16 @@ class BlobStore:
             if info["type"] == "file":
                 name, places = _parse(f"{folder}/{info['name'].rsplit('/', 1)[-1]}")
                 before = blobs.get(name, Blob(name, 0.0))
-                blobs[name] = Blob(name, max(before.modified_s, self._modified_s(info)), (*before.places, *places))
+                blobs[name] = Blob(
+                    name, max(before.modified_s, self._folder.modified_s(info)), (*before.places, *places)
+                )
         return list(blobs.values())
 
     def remove(self, blob: Blob) -> bool:
         """Remove a blob and its places, unless it was written again since it was listed; whether it was removed."""
         try:
-            info = self._try("look at", blob.name, lambda: self._fs.info(self._path(blob.name)))
-            if self._modified_s(info) > blob.modified_s:
+            info = self._folder.attempt("look at", blob.name, lambda: self._folder.fs.info(self._path(blob.name)))
+            if self._folder.modified_s(info) > blob.modified_s:
                 return False
         except FileNotFoundError:  # its places only: somebody was killed in the middle of this
             info = None
@@ -151,16 +143,17 @@ class BlobStore:
 
     def _remove_file(self, name: str) -> None:
         try:
-            self._try("remove", name, lambda: self._fs.rm_file(self._path(name)))
+            self._folder.attempt("remove", name, lambda: self._folder.fs.rm_file(self._path(name)))
         except FileNotFoundError:  # another process was quicker
             return
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return self._folder.path(name)
 
     def _put(self, name: str, value: bytes) -> None:
-        write = self._write_file if isinstance(self._fs, LocalFileSystem) else self._fs.pipe_file
-        self._try("write", name, lambda: write(self._path(name), value))
+        path = self._path(name)
+        write = _write_file if self._folder.is_local else self._folder.fs.pipe_file
+        self._folder.write(name, lambda: write(path, value))
 
     def _mark(self) -> None:
         if not self._is_marked:
@@ -169,7 +162,7 @@ class BlobStore:
 
     def _check_mark(self) -> None:
         """A blob is missing only where the store itself is there."""
-        if not self._try("look at", _MARK, lambda: self._fs.exists(self._path(_MARK))):
+        if not self._folder.attempt("look at", _MARK, lambda: self._folder.fs.exists(self._path(_MARK))):
             raise LogError(
                 "the blobs that the log names are not there",
                 where=self._path(_MARK),
@@ -177,41 +170,16 @@ class BlobStore:
                 "the records become dead letters.",
             )
 
-    def _write_file(self, path: str, value: bytes) -> None:
-        """The file appears whole or not at all, and survives a power loss."""
-        directory, name = os.path.split(path)
-        os.makedirs(directory, exist_ok=True)
-        partial = os.path.join(directory, f"{name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
-        with _removed_on_failure(partial), open(partial, "wb") as file:
-            file.write(value)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(partial, path)
-        sync_directory(Path(directory))
 
-    def _modified_s(self, info: dict[str, Any]) -> float:
-        """Each file system names it differently; without any of these it is asked."""
-        for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
-            if (found := info.get(key)) is not None:
-                return float(found.timestamp() if isinstance(found, datetime) else found)
-        return float(self._fs.modified(info["name"]).timestamp())
-
-    def _try(self, verb: str, name: str, work: Callable[[], T]) -> T:
-        for pause_s in (*_PAUSES_S, None):
-            try:
-                return work()
-            except (FileNotFoundError, RecordError):
-                raise
-            except Exception as cause:  # every file system of fsspec raises its own library's errors
-                if pause_s is None or isinstance(cause, PermissionError):
-                    raise LogError(
-                        f"cannot {verb} a blob: {type(cause).__name__}: {cause}",
-                        where=self._path(name),
-                        do="Mend the store (space, rights, network): nothing was lost, the work is done again.",
-                    ) from cause
-                self.count("retried")
-                self._wait(pause_s)
-        raise AssertionError("the last try returns or raises")
+def _write_file(path: str, value: bytes) -> None:
+    """The file appears whole or not at all, and survives a power loss."""
+    partial = f"{path}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}"
+    with _removed_on_failure(partial), open(partial, "wb") as file:
+        file.write(value)
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(partial, path)
+    sync_directory(Path(path).parent)
 
 
 def _place_name(name: str, place: Place) -> str:

@@ -30,7 +30,7 @@ class Sweeper:
 
     A blob goes when the log has forgotten every record that is known to name it, in whatever way and for whatever
     reason the backend forgets. One that no record is known to name (an append that failed, or a crash behind it) goes
-    when its topic's retention has passed and it is older than any record there. What is compacted or kept for ever
+    when its topic's retention has passed and it is older than any record there. What is kept for ever
     keeps its blobs.
     """
 
@@ -58,7 +58,7 @@ class Sweeper:
     def sweep(self, name: str) -> int:
         """Remove a topic's blobs that are of no use any more; returns how many. Raises LogError, TrimmedError."""
         topic = topics.find(name)
-        if topic is None or topic.compacted or topic.retention_s is None:
+        if topic is None or topic.retention_s is None:
             return 0
         blobs = self._blobs.blobs(name)
         if not blobs:

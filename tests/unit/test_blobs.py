@@ -111,7 +111,7 @@ def test_a_writer_that_fails_leaves_no_half_file(tmp_path: Path) -> None:
     store = BlobStore(str(tmp_path), wait=Outage())
     name = store.write("other", VALUE).replace("other", "topic")
     (tmp_path / name).mkdir()  # where the file should be
-    with pytest.raises(LogError, match="cannot write"):
+    with pytest.raises(LogError, match="cannot write it"):
         store.write("topic", VALUE)
     assert os.listdir(tmp_path / "topic") == [name.split("/")[1]]
 
