@@ -270,6 +270,31 @@ def redrive(
             print(f"sent: {redriving.carry_out(log, planned)}")
 
 
+@app.command()
+def replay(
+    config: Annotated[Path, typer.Argument(help="Settings to try: a YAML file of the same run, or its directory.")],
+    from_: Annotated[
+        Literal["candidates", "scored"], typer.Option("--from", help="Ask the rewards again, or only select again.")
+    ],
+    set_: Set = None,
+    policy: Annotated[str | None, typer.Option(help="Of several policies, which.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the newest so many groups.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All numbers and all changes, as JSON.")] = False,
+) -> None:
+    """What if: score or select recorded groups again with other settings, beside what happened. Writes nothing."""
+    from deploy import replay_page
+    from deploy.replay import replay as replay_groups
+
+    with _opened(config, set_ or []) as (settings, log):
+        name = _policy(settings, policy)
+        tried = next(one for one in settings.every_policy if one.name == name)
+        found = replay_groups(log, settings, tried, load_run(Path(settings.directory or "")), from_, limit)
+    if as_json:
+        print(json.dumps(replay_page.as_json(found), indent=2))
+    else:
+        _console().print(replay_page.page(found))
+
+
 def _policy(settings: RunConfig, name: str | None) -> str:
     """A policy by its name. Raises ConfigError where the run has none of this name."""
     known = _policies(settings)
@@ -308,11 +333,11 @@ def schema() -> None:
 
 
 @contextmanager
-def _opened(run: Path) -> Iterator[tuple[RunConfig, Log]]:
+def _opened(run: Path, overrides: Sequence[str] = ()) -> Iterator[tuple[RunConfig, Log]]:
     """A run's settings and its log. Raises ConfigError where nothing has run there yet."""
     from deploy.roles import open_run_log, run_directory
 
-    settings = load_run(run)
+    settings = load_run(run, overrides)
     if not (run_directory(settings) / "config.yaml").exists():
         raise ConfigError(
             "nothing has run there yet", where=str(run_directory(settings)), do="Start it: streamdpo run."

@@ -213,8 +213,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _anchor(load_section(RunConfig, values, where=str(path)), path.resolve().parent)
 
 
-def load_run(place: Path) -> RunConfig:
-    """The settings of a run, from its directory or from the file that it was started with."""
+def load_run(place: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a run, from its directory or from the file that it was started with; with `a.b=c` applied."""
     if place.is_dir():
         saved = place / SAVED
         if not saved.exists():
@@ -224,8 +224,8 @@ def load_run(place: Path) -> RunConfig:
                 do="Give a run's directory (runs/NAME) or its configuration file.",
             )
         # A directory that was moved or mounted elsewhere is where it lies now, not where it was made.
-        return load_config(saved).model_copy(update={"directory": str(place.resolve())})
-    return load_config(place)
+        return load_config(saved, overrides).model_copy(update={"directory": str(place.resolve())})
+    return load_config(place, overrides)
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -289,12 +289,12 @@ def _scorer(parts: Parts) -> Role:
         parts.metrics,
         parts.heartbeat,
         sources=build_rewards(config.rewards, config.scoring, trust_remote_code=config.trust_remote_code),
-        pricing=_pricing(config),
+        pricing=references(config),
         config=config.scoring,
     )
 
 
-def _pricing(config: RunConfig) -> "list[Pricing]":
+def references(config: RunConfig) -> "list[Pricing]":
     """The references of all policies, each loaded once, that of the policy that samples first."""
     from streaming.reference import ReferenceModel
     from streaming.scoring import Pricing
