@@ -112,7 +112,7 @@ class Cluster:
         self._internal = free_ports(num_brokers, but=self.ports)
         self._controllers = free_ports(num_brokers, but=[*self.ports, *self._internal])
         self._advertised = list(advertised or self.ports)
-        self._settings = dict(settings or {})
+        self.settings = dict(settings or {})
         self._brokers: list[_Process | None] = [None] * num_brokers
         self.authority: Authority | None = None
 
@@ -210,7 +210,7 @@ class Cluster:
             "share.coordinator.state.topic.replication.factor": copies,
             "share.coordinator.state.topic.min.isr": min(2, copies),
             **self._secured(),
-            **self._settings,
+            **self.settings,
         }
         return COMMON + "".join(f"{name}={value}\n" for name, value in settings.items())
 
