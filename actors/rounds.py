@@ -56,7 +56,9 @@ class Rounds:
         self._published: list[Version] = []  # the newest one, and what came while a round was under way
 
     def publish(self, version: Version) -> None:
-        """A weight version exists."""
+        """A weight version exists. One older than the newest comes from a learner that was overtaken: it is nothing."""
+        if self._published and version < self._published[-1]:
+            return
         if not self.in_flight:
             self._published.clear()
         self._published.append(version)

@@ -16,7 +16,8 @@ from actors.prompts import Prompt
 from actors.rounds import Rounds
 from streaming import topics
 from streaming.errors import RecordError
-from streaming.heartbeat import Heartbeat, role_states
+from streaming.fencing import read_fences
+from streaming.heartbeat import Heartbeat, refuse_to_be_second, role_states
 from streaming.history import entries
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
@@ -87,12 +88,14 @@ class Scheduler:
         self._order = Order(num_prompts=len(prompts.train), seed=prompts_config.shuffle_seed, total=total)
         self._outstanding = Outstanding()
         self._rounds = Rounds()
+        self._fences = read_fences(log)
         self._learner: RoleState | None = None
         self._learner_seen_s = -ROLES_S
 
     def run(self, stop: threading.Event) -> None:
         """Issue requests until `stop`, or until the learner has ended and its last version is measured.
 
+        Raises SupersededError where a newer start of the scheduler has taken over.
         Tells why it is over in its state: health "stopped", message "end of data" or "learner stopped".
         """
         feedback_from = self._rebuild()
@@ -148,7 +151,7 @@ class Scheduler:
             self._metrics.count("dead_letters_total", stage=STAGE)
             self._log.append([dead_letter(entry, error.what, STAGE)])
             return
-        if feedback.policy == self._policy:
+        if feedback.policy == self._policy and not self._fences.is_void(feedback, entry):
             self._outstanding.end(feedback)
             self._rounds.end(feedback)
 
@@ -157,6 +160,7 @@ class Scheduler:
             weights = decode(WeightVersion, entry.value, where=entry.where)
             if weights.policy != self._policy:
                 continue
+            self._fences.add(weights)
             self._rounds.publish(weights.version)
             if self._rounds.in_flight:  # it may be measured: name it before the learner can delete it
                 self._heartbeat.tell(at_once=True, leases=self._rounds.leases())
@@ -165,7 +169,9 @@ class Scheduler:
         if self._now() - self._learner_seen_s < ROLES_S:
             return
         self._learner_seen_s = self._now()
-        state = role_states(self._log).get("learner-0")
+        states = role_states(self._log)
+        refuse_to_be_second(self._heartbeat.state, states)  # two would give the same numbers to other requests
+        state = states.get("learner-0")
         self._learner = state if state is not None and state.time_s >= self._since_s else None
 
     # Issuing

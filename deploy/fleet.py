@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deploy.config import RunConfig
-from deploy.roles import ELASTIC, Process, log_path, processes, role_environment, run_role, settings_from, settings_of
-from streaming.errors import ConfigError, NonFiniteError, NotReadyError, StreamDPOError
+from deploy.roles import Process, log_path, processes, role_environment, run_role, settings_from, settings_of
+from streaming.errors import ConfigError, NonFiniteError, NotReadyError, StreamDPOError, SupersededError
 
 STEADY_S = 60.0
 """A process that lived this long before it failed was no crash loop: its back-off starts anew."""
@@ -56,8 +56,13 @@ class Backoff:
 
 
 def is_hopeless(error: BaseException) -> bool:
-    """Whether starting again cannot help: the settings, the data or the machine are wrong, or the training diverged."""
-    return isinstance(error, StreamDPOError) and (error.exit_code != 1 or isinstance(error, NonFiniteError))
+    """Whether starting again cannot help, or harms.
+
+    The settings, the data or the machine are wrong, the training diverged, or somebody else runs this run by now: two
+    launchers that start their learner again and again would overtake each other for ever.
+    """
+    lost = NonFiniteError | SupersededError
+    return isinstance(error, StreamDPOError) and (error.exit_code != 1 or isinstance(error, lost))
 
 
 class RoleActor:
@@ -184,9 +189,7 @@ class Fleet:
 
     def _actor(self, process: Process) -> Any:
         # Two threads: `stop` must come through while `run` runs. No CPUs: the roles share the machine's.
-        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": self._gpus_of.get(process.kind, 0), "max_concurrency": 2}
-        if process.kind in ELASTIC:
-            options["scheduling_strategy"] = "SPREAD"  # over the nodes: they do not talk to each other
+        options = {"num_cpus": 0, "num_gpus": self._gpus_of.get(process.kind, 0), "max_concurrency": 2}
         # Set before the worker starts, because importing torch reads them; and where a person's modules are found.
         variables = self._environment(process) | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         remote = self._ray.remote(RoleActor).options(
@@ -242,7 +245,7 @@ def _rank_environment(rank: int, world_size: int, address: str, port: int) -> di
 
 
 def gpus_by_role(config: RunConfig, num_gpus: int) -> dict[str, int]:
-    """A GPU for each generator and rank where there are any, and one for each scorer where enough are left.
+    """A GPU for each generator and rank where there are any, and one for the scorer where one is left.
 
     Raises NotReadyError where there are some, but too few.
     """
@@ -255,8 +258,7 @@ def gpus_by_role(config: RunConfig, num_gpus: int) -> dict[str, int]:
             where="generation.num_generators, learner.world_size",
             do="Lower one of them, or give Ray more GPUs.",
         )
-    num_left = num_gpus - needed
-    return {"generator": 1, "learner": 1, "scorer": int(num_left >= config.scoring.num_processes)}
+    return {"generator": 1, "learner": 1, "scorer": int(num_gpus > needed)}
 
 
 @contextmanager

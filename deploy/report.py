@@ -28,9 +28,10 @@ from deploy.summary import (
 )
 from streaming import topics
 from streaming.errors import RecordError, TrimmedError
+from streaming.fencing import read_fences
 from streaming.heartbeat import role_states
 from streaming.history import entries
-from streaming.log.protocol import Log
+from streaming.log.protocol import Entry, Log
 from streaming.records import Feedback, Pair, Record, Response, RoleState, ScoredGroup, WeightVersion, decode
 from streaming.weights import write_durably
 
@@ -76,23 +77,35 @@ def gather(log: Log, policy: str) -> Gathered:
     gathered = Gathered(RunSummary(policy), states=in_order(role_states(log).values()))
     _read(log, topics.SCORED.name, ScoredGroup, add_scored, gathered)
     _read(log, topics.pairs(policy).name, Pair, add_pair, gathered)
-    _read(log, topics.FEEDBACK.name, Feedback, add_feedback, gathered)
+    _read(log, topics.FEEDBACK.name, Feedback, add_feedback, gathered, is_void=read_fences(log).is_void)
     _read(log, topics.WEIGHTS.name, WeightVersion, add_weights, gathered)
     for state in gathered.states:
         add_time(gathered.summary, state.time_s)
     return gathered
 
 
-def _read(log: Log, topic: str, kind: type[R], add: Callable[[RunSummary, R], None], gathered: Gathered) -> None:
+def _read(
+    log: Log,
+    topic: str,
+    kind: type[R],
+    add: Callable[[RunSummary, R], None],
+    gathered: Gathered,
+    *,
+    is_void: Callable[[R, Entry], bool] = lambda record, entry: False,
+) -> None:
+    """Add every record of a topic, but those that a learner wrote when a newer start of it had taken over."""
     num_unreadable = 0
     num_trimmed = sum(log.begin_offsets(topic).values())
     try:
         for entry in entries(log, topic):
             add_time(gathered.summary, entry.time_s)
             try:
-                add(gathered.summary, decode(kind, entry.value, where=entry.where))
+                record = decode(kind, entry.value, where=entry.where)
             except RecordError:
                 num_unreadable += 1
+                continue
+            if not is_void(record, entry):
+                add(gathered.summary, record)
     except TrimmedError:
         gathered.notes.append(f"Topic {topic} was trimmed while this page was made: it was read in part only.")
     if num_trimmed and topic != topics.WEIGHTS.name:  # compacted: older versions are meant to go

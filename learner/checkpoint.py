@@ -2,17 +2,19 @@
 
     engine files and RNG of every rank (durable) -> state (durable) -> manifest with all hashes (the commit)
 
+    ROOT/epoch-E/beginning.json
     ROOT/epoch-E/step-N/    engine/...  rank-R.msgpack  state.msgpack  manifest.json
 
 A directory without a manifest never counts, so a crash at any moment leaves the checkpoint before it as the newest.
 Each start of the learner writes into its own epoch and prunes only there: nothing that an older epoch committed is
-lost by a start that goes wrong.
+lost by a start that goes wrong. `epoch-E/beginning.json` names the checkpoint that epoch E started from: what an older
+epoch commits later (a zombie that stood still while epoch E started) is no ancestor, and never restored.
 """
 
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -22,11 +24,12 @@ import torch
 from learner.pairs import ReaderState
 from learner.ranks import Ranks
 from streaming.errors import ConfigError
-from streaming.records import Feedback, Version
+from streaming.records import Feedback, Fence, Version
 from streaming.weights import FileEntry, file_sha256, sync_directory, sync_file, write_durably
 
 MANIFEST = "manifest.json"
 STATE = "state.msgpack"
+BEGINNING = "beginning.json"
 FORMAT = 1
 
 _STEP = re.compile(r"step-(\d+)(?:\.(\d+))?")
@@ -61,6 +64,14 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
 
 
+class Beginning(msgspec.Struct, frozen=True):
+    """What an epoch started from."""
+
+    epoch: int
+    origin: str | None  # a checkpoint's directory, below the root; None: the initial model
+    fences: list[Fence] = []
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """Every file of a checkpoint."""
 
@@ -82,8 +93,40 @@ class Checkpoint(msgspec.Struct, frozen=True):
     state: State
 
 
-def save(root: Path, state: State, engine: Savable, ranks: Ranks, *, keep: int) -> Path:
-    """Write and commit a checkpoint, then remove the oldest of this epoch beyond `keep`. Every rank calls it."""
+def claim_epoch(root: Path, *, at_least: int) -> int:
+    """Begin an epoch that nobody has begun: newer than every one that has a directory here."""
+    root.mkdir(parents=True, exist_ok=True)
+    epoch = max(at_least, newest_epoch(root) + 1)
+    while True:
+        try:
+            (root / f"epoch-{epoch}").mkdir()  # exactly one of several that start at once makes it
+        except FileExistsError:
+            epoch += 1
+        else:
+            sync_directory(root)
+            return epoch
+
+
+def write_beginning(root: Path, epoch: int, origin: Checkpoint | None, fences: list[Fence]) -> None:
+    """Make durable what this epoch starts from. Before that it has started from nothing, and hides nothing."""
+    name = None if origin is None else str(origin.directory.relative_to(root))
+    content = msgspec.json.encode(Beginning(epoch, name, fences))
+    write_durably(root / f"epoch-{epoch}" / BEGINNING, content)
+
+
+def fences(root: Path) -> list[Fence]:
+    """The fences of every epoch that wrote down how it began; an epoch is there once for each that knew of it."""
+    begun = [_beginning(path) for _, path in _numbered(root, _EPOCH)]
+    return [fence for one in begun if one is not None for fence in one.fences]
+
+
+def save(
+    root: Path, state: State, engine: Savable, ranks: Ranks, *, keep: int, still_ours: Callable[[], None] = lambda: None
+) -> Path:
+    """Write and commit a checkpoint, then remove the oldest of this epoch beyond `keep`. Every rank calls it.
+
+    `still_ours` is asked on rank 0 before the commit and before the removal; what it raises stops either.
+    """
     directory = root / ranks.share(_make(root, state).encode() if ranks.is_first else None).decode()
     files = engine.save(directory)
     own = directory / f"rank-{ranks.rank}.msgpack"
@@ -94,19 +137,21 @@ def save(root: Path, state: State, engine: Savable, ranks: Ranks, *, keep: int) 
         described = [msgspec.msgpack.decode(one, type=dict[str, FileEntry]) for one in everyone]
         described.append(_describe(directory, [directory / STATE]))
         manifest = Manifest(state.version.epoch, state.step, {name: one for d in described for name, one in d.items()})
+        still_ours()
         write_durably(directory / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        still_ours()  # an heir may stand on one of those that are to go
         _prune(directory.parent, keep)
     ranks.barrier()
     return directory
 
 
 def newest(root: Path) -> Checkpoint | None:
-    """The newest committed checkpoint of any epoch that is whole.
+    """The newest committed checkpoint that is whole, of the newest epoch and its ancestors.
 
     A damaged one is passed over with a warning: training goes on from the one before it, and what came after is
     trained again.
     """
-    for directory in _committed(root):
+    for directory in _line_of_descent(root):
         problem = _problem(directory)
         if problem is None:
             content = (directory / STATE).read_bytes()
@@ -190,17 +235,49 @@ def _problem(directory: Path) -> str | None:
     return None if state.format <= FORMAT else f"its format {state.format} is of a newer release"
 
 
-def _committed(root: Path) -> list[Path]:
-    """Directories with a manifest, newest first."""
-    epochs = [path for _, path in sorted(_numbered(root, _EPOCH), reverse=True)]
-    return [path for epoch in epochs for path in _steps(epoch) if (path / MANIFEST).exists()]
+def _line_of_descent(root: Path) -> Iterator[Path]:
+    """Directories with a manifest, newest first, without those that the newest epoch does not descend from."""
+    last: tuple[int, tuple[int, int]] | None = None  # epoch and step that a newer one started from
+    for epoch, path in sorted(_numbered(root, _EPOCH), reverse=True):
+        if last is not None and epoch > last[0]:
+            continue
+        for directory in _steps(path):
+            is_later = last is not None and epoch == last[0] and _step_of(directory) > last[1]
+            if not is_later and (directory / MANIFEST).exists():
+                yield directory
+        begun = _beginning(path)
+        if begun is not None and begun.origin is None:
+            return
+        if begun is not None and begun.origin is not None:
+            origin = root / begun.origin
+            last = _number_of(origin.parent, _EPOCH), _step_of(origin)
+
+
+def _beginning(epoch: Path) -> Beginning | None:
+    """What an epoch says of its beginning; None where it had not come to say it, or is of an older release."""
+    try:
+        content = (epoch / BEGINNING).read_bytes()
+    except FileNotFoundError:
+        return None
+    return msgspec.json.decode(content, type=Beginning)
 
 
 def _steps(epoch: Path) -> list[Path]:
     """An epoch's checkpoints, newest first, committed or not."""
-    found = [(_STEP.fullmatch(path.name), path) for path in epoch.iterdir()]
-    numbered = [((int(match[1]), int(match[2] or 0)), path) for match, path in found if match]
-    return [path for _, path in sorted(numbered, reverse=True)]
+    return sorted((path for path in epoch.iterdir() if _STEP.fullmatch(path.name)), key=_step_of, reverse=True)
+
+
+def _step_of(directory: Path) -> tuple[int, int]:
+    """A checkpoint's step, and how often it had been saved before."""
+    match = _STEP.fullmatch(directory.name)
+    assert match is not None, f"{directory} is no checkpoint"
+    return int(match[1]), int(match[2] or 0)
+
+
+def _number_of(directory: Path, pattern: re.Pattern[str]) -> int:
+    match = pattern.fullmatch(directory.name)
+    assert match is not None, f"{directory} has no number"
+    return int(match[1])
 
 
 def _numbered(root: Path, pattern: re.Pattern[str]) -> Iterator[tuple[int, Path]]:

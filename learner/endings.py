@@ -46,6 +46,11 @@ def with_numbers(one: Feedback, numbers: ExampleNumbers, *, staleness: int | Non
     )
 
 
+def repeated(one: Feedback, *, by: int) -> Feedback:
+    """What a checkpoint says of an example, told again by the epoch that was started from it."""
+    return msgspec.structs.replace(one, told_by=by)
+
+
 def final(one: Feedback) -> Feedback:
     """The final ending of an example that was consumed."""
     return msgspec.structs.replace(one, ending="dropped" if one.reason else "trained")

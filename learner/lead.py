@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from learner import endings
 from learner.batch import example_of
-from learner.checkpoint import Checkpoint, ProbeTokens, State
+from learner.checkpoint import ProbeTokens, State
+from learner.claim import Claim
 from learner.config import LearnerConfig
 from learner.limits import Limits
 from learner.off_policy import Samplers, has_selected_all
@@ -22,11 +23,11 @@ from learner.publisher import Publisher
 from learner.staleness import lineage_of, pair_staleness
 from learner.trainer import StepNumbers, Trainer
 from streaming import topics
-from streaming.errors import LeaseLostError, NonFiniteError
+from streaming.errors import NonFiniteError
 from streaming.heartbeat import Heartbeat, role_states
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
-from streaming.records import Feedback, Pair, Version, WeightVersion, decode, encode
+from streaming.records import Feedback, Pair, Version, encode
 
 MAX_NON_FINITE = 3
 """Steps in a row that may not be finite: after so many the weights or the settings are at fault, not the batch."""
@@ -52,18 +53,18 @@ class Lead:
         limits: Limits,
         config: LearnerConfig,
         policy: str,
-        epoch: int,
-        restored: Checkpoint | None,
+        claim: Claim,
         since_s: float,
         sampled_by: str | None = None,
     ) -> None:
         """`sampled_by`: the policy whose candidates this one learns from, where it does not sample itself."""
-        state = restored.state if restored else None
+        state = claim.origin.state if claim.origin else None
         self._log = log
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._trainer = trainer
         self._publisher = publisher
+        self._claim = claim
         self._limits = limits
         self._config = config
         self._policy = policy
@@ -71,10 +72,11 @@ class Lead:
         self._sampled_by = sampled_by
         self._samplers = Samplers(log)
         self._step = state.step if state else 0
-        self._version = Version(epoch, state.version.number if state else 0)
-        self._lineage = lineage_of(state.version if state else None, state.lineage if state else [], epoch=epoch)
+        self._version = Version(claim.epoch, state.version.number if state else 0)
+        restored = state.version if state else None
+        self._lineage = lineage_of(restored, state.lineage if state else [], epoch=claim.epoch)
         self._probe: ProbeTokens | None = state.probe if state else None
-        self._to_repeat = state.endings if state else []
+        self._to_repeat = [endings.repeated(one, by=claim.epoch) for one in (state.endings if state else [])]
         self._ended: list[Feedback] = []  # consumed since the newest checkpoint
         self._saved_step = self._step if state else None
         self._published_step = self._step
@@ -213,6 +215,7 @@ class Lead:
     def _feed_back(self, told: Sequence[Feedback]) -> None:
         if not told:
             return
+        self._claim.refuse_to_be_second()
         self._log.append([Output(topics.FEEDBACK.name, one.group_id.encode(), encode(one)) for one in told])
         self._metrics.count("records_written_total", len(told), topic=topics.FEEDBACK.name)
         for one in told:
@@ -224,7 +227,7 @@ class Lead:
 
     def _publish(self) -> None:
         with self._metrics.time.spend("updating"):
-            self._refuse_to_be_second()
+            self._claim.refuse_to_be_second()
             self._trainer.publish(
                 self._publisher, self._version, step=self._step, lineage=self._lineage, tokens=self._probe
             )
@@ -232,7 +235,7 @@ class Lead:
 
     def _checkpoint(self) -> None:
         with self._metrics.time.spend("updating"):
-            self._refuse_to_be_second()
+            self._claim.refuse_to_be_second()
             finals = [endings.final(one) for one in self._ended]
             self._trainer.save(
                 State(
@@ -243,22 +246,13 @@ class Lead:
                     reader=self._reader.state(),
                     endings=finals,
                     probe=self._probe,
-                )
+                ),
+                self._claim.refuse_to_be_second,
             )
             self._feed_back(finals)
         self._ended = []
         self._saved_step = self._step
         self._metrics.set("checkpoint_timestamp_seconds", time.time())
-
-    def _refuse_to_be_second(self) -> None:
-        """A learner that was cut off for a while must not speak for a policy that a newer start trains."""
-        newest = newest_version(self._log, self._policy)
-        if newest is not None and newest.version.epoch > self._version.epoch:
-            raise LeaseLostError(
-                f"epoch {newest.version.epoch} of this policy is running, this is epoch {self._version.epoch}",
-                where=f"policy {self._policy}",
-                do="Nothing: the newer learner goes on from the newest checkpoint.",
-            )
 
     def _show(self, batch: Sequence[Pair], numbers: StepNumbers, ages: Sequence[int | None]) -> None:
         """Metrics and headline figures of a step that was taken."""
@@ -291,10 +285,3 @@ class Lead:
     def _tell(self, **changes: object) -> None:
         if self._heartbeat is not None:
             self._heartbeat.tell(at_once="health" in changes, **changes)
-
-
-def newest_version(log: Log, policy: str) -> WeightVersion | None:
-    """The newest announced version of a policy; None before the first."""
-    entries = log.newest(topics.WEIGHTS.name).values()
-    found = [decode(WeightVersion, entry.value, where=entry.where) for entry in entries]
-    return max((one for one in found if one.policy == policy), key=lambda one: one.version, default=None)

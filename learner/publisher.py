@@ -10,7 +10,7 @@ no live role leases it.
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ import msgspec
 import torch
 from torch import Tensor
 
+from learner.claim import Claim
 from streaming import topics
 from streaming.errors import NotReadyError
+from streaming.fencing import epoch_key
 from streaming.heartbeat import role_states
+from streaming.kept import leased, parse_version, prunable
 from streaming.log.protocol import Log, Output
-from streaming.records import Probe, RoleState, Version, WeightVersion, encode
+from streaming.records import Probe, Version, WeightVersion, encode
+from streaming.remote_weights import RemoteWeights
 from streaming.weights import write_manifest
-
-LIVE_S = 30.0
-"""A role that has not beaten for so long (30 beats) leases nothing any more."""
 
 _MAX_SHARD = "1000GB"
 """One file a version, whatever its size: a reader maps it, and there is one hash to compare."""
@@ -37,8 +38,6 @@ _NOT_COPIED = re.compile(
 )
 """Files of the initial model that do not belong to a version: weights of any format, and records about them."""
 
-_VERSION = re.compile(r"(\d+)\.(\d+)")
-
 
 class Publisher:
     """Publishes the versions of one policy into ROOT/EPOCH.NUMBER/. Lives on rank 0."""
@@ -47,21 +46,28 @@ class Publisher:
         self,
         root: Path,
         log: Log,
+        claim: Claim,
         *,
         policy: str,
         source: Path,
         keep: int,
         dtype: str | None,
         announced: Callable[[WeightVersion], None],
+        remote: RemoteWeights | None = None,
     ) -> None:
-        """`source` is the initial model's directory; `announced` hears of every version, in the writing thread."""
+        """`source` is the initial model's directory; `announced` hears of every version, in the writing thread.
+
+        With `remote` versions are uploaded too, and announced from there.
+        """
         self._root = root
         self._log = log
+        self._claim = claim
         self._policy = policy
         self._source = source
         self._keep = keep
         self._dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
         self._announced = announced
+        self._remote = remote
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="publisher")
         self._under_way: Future[None] | None = None
 
@@ -86,6 +92,7 @@ class Publisher:
             step=step,
             lineage=lineage,
             probe=probe,
+            fences=self._claim.fences,
         )
         self._under_way = self._worker.submit(self._publish, model, copies, record)
 
@@ -106,24 +113,37 @@ class Publisher:
         leases = leased(role_states(self._log).values(), now_s=now_s)
         gone = prunable(there, leases, keep=self._keep)
         for version in gone:
-            shutil.rmtree(there[version])
+            # Asked before each one: who stood still since the look would remove what was leased meanwhile.
+            self._claim.refuse_to_be_second()
+            # An older epoch that is not dead yet may still be writing into its own: what stays now goes with the next.
+            shutil.rmtree(there[version], ignore_errors=version.epoch < self._claim.epoch)
+        for version in [] if self._remote is None else prunable(self._remote.versions(), leases, keep=self._keep):
+            self._claim.refuse_to_be_second()
+            self._remote.remove(version)
         return gone
 
     def _publish(self, model: Any, weights: dict[str, Tensor], record: WeightVersion) -> None:
         directory = Path(record.location)
+        self._claim.refuse_to_be_second()
         try:
             shutil.rmtree(directory, ignore_errors=True)  # what a start that failed may have left
             directory.mkdir(parents=True)
             self._write(model, weights, directory)
             manifest_sha256 = write_manifest(directory, record.version)
         except OSError as cause:
+            self._claim.refuse_to_be_second()  # an heir removes what an older epoch writes
             raise NotReadyError(
                 f"version {record.version} could not be written: {cause}",
                 where=str(directory),
                 do="Free space or mend the disk, and run again: training goes on from the newest checkpoint.",
             ) from cause
+        if self._remote is not None:
+            location = self._remote.upload(directory, record.version, manifest_sha256)
+            record = msgspec.structs.replace(record, location=location)
         record = msgspec.structs.replace(record, manifest_sha256=manifest_sha256, time_s=time.time())
-        self._log.append([Output(topics.WEIGHTS.name, f"{self._policy}/{record.kind}".encode(), encode(record))])
+        key = epoch_key(f"{self._policy}/{record.kind}", record.version.epoch)
+        self._claim.refuse_to_be_second()
+        self._log.append([Output(topics.WEIGHTS.name, key, encode(record))])
         self._announced(record)
         self.prune(now_s=record.time_s)
 
@@ -152,21 +172,9 @@ def snapshot(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str,
     return taken
 
 
-def leased(states: Iterable[RoleState], *, now_s: float) -> set[Version]:
-    """Versions that a live role still names."""
-    live = [state for state in states if state.health != "stopped" and now_s - state.time_s <= LIVE_S]
-    return {version for state in live for version in state.leases}
-
-
-def prunable(versions: Iterable[Version], leases: set[Version], *, keep: int) -> list[Version]:
-    """Versions that may go: older than the newest `keep`, and leased by nobody."""
-    oldest_first = sorted(versions)
-    return [version for version in oldest_first[: max(0, len(oldest_first) - keep)] if version not in leases]
-
-
 def _versions(root: Path) -> list[Version]:
-    found = [_VERSION.fullmatch(path.name) for path in root.iterdir()] if root.exists() else []
-    return [Version(int(match[1]), int(match[2])) for match in found if match]
+    found = [parse_version(path.name) for path in root.iterdir()] if root.exists() else []
+    return [version for version in found if version is not None]
 
 
 def _set_dtype(path: Path, dtype: str) -> None:

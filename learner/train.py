@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from learner.checkpoint import Checkpoint, newest_epoch
+from learner.claim import Claim
 from learner.config import LearnerConfig
 from learner.engine import Engine
-from learner.lead import Lead, newest_version
+from learner.lead import Lead
 from learner.limits import Limits
 from learner.policy import load_model, max_length, vocabulary_size
 from learner.publisher import Publisher
@@ -71,7 +71,7 @@ class Learner:
 
         Raises NonFiniteError after three steps in a row whose loss or gradient was not finite, ConfigError where the
         newest checkpoint does not fit the settings, NotReadyError where the model or a rank is missing,
-        LeaseLostError where a newer start of the learner has taken over.
+        SupersededError where a newer start of the learner has taken over.
         """
         self._metrics.time.enter("busy")
         if self._config.num_threads:
@@ -87,16 +87,23 @@ class Learner:
             limits = Limits(self._max_length(max_length(model)), vocabulary_size(model))
             with closing(Engine(model, self._config, ranks)) as engine:
                 trainer = Trainer(engine, ranks, self._config, self._checkpoints)
-                restored = trainer.restore()
                 if ranks.is_first:
-                    self._lead(trainer, restored, limits, stop)
+                    with closing(self._claim()) as claim:
+                        trainer.restore(claim.origin)
+                        self._lead(trainer, claim, limits, stop)
                 else:
+                    trainer.restore(None)
                     self._follow(trainer)
 
-    def _lead(self, trainer: Trainer, restored: Checkpoint | None, limits: Limits, stop: threading.Event) -> None:
+    def _claim(self) -> Claim:
+        started = self._heartbeat.state.epoch if self._heartbeat else 1
+        return Claim(self._checkpoints, self._log, self._policy, at_least=started)
+
+    def _lead(self, trainer: Trainer, claim: Claim, limits: Limits, stop: threading.Event) -> None:
         publisher = Publisher(
             self._weights,
             self._log,
+            claim,
             policy=self._policy,
             source=self._model,
             keep=self._config.publish.keep,
@@ -112,8 +119,7 @@ class Learner:
             limits=limits,
             config=self._config,
             policy=self._policy,
-            epoch=self._next_epoch(),
-            restored=restored,
+            claim=claim,
             since_s=self._since_s,
             sampled_by=self._sampled_by,
         )
@@ -136,13 +142,6 @@ class Learner:
         if self._heartbeat is not None:
             self._heartbeat.tell(health="ready", at_once=True)
         trainer.follow(self._metrics)
-
-    def _next_epoch(self) -> int:
-        """Newer than every start that left anything: a beat, a published version, a checkpoint."""
-        published = newest_version(self._log, self._policy)
-        started = self._heartbeat.state.epoch if self._heartbeat else 1
-        before = max(newest_epoch(self._checkpoints), published.version.epoch if published else 0)
-        return max(started, before + 1)
 
     def _max_length(self, model_max: int | None) -> int | None:
         wanted = self._config.batch.max_length

@@ -8,7 +8,7 @@ the same in `follow`. Nothing here knows the log: what to train, and when, is de
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,10 +128,9 @@ class Trainer:
     def layout(self) -> Layout:
         return Layout(self._config.world_size, self._config.zero_stage, self._config.dtype)
 
-    def restore(self) -> Checkpoint | None:
-        """Every rank: go on from the newest whole checkpoint, if there is one. Called once, before anything else."""
-        found = checkpoint.newest(self._checkpoints) if self._ranks.is_first else None
-        shared = self._ranks.share(msgspec.msgpack.encode(found, enc_hook=str))
+    def restore(self, origin: Checkpoint | None) -> Checkpoint | None:
+        """Every rank: go on from the checkpoint that rank 0 names, if any. Called once, before anything else."""
+        shared = self._ranks.share(msgspec.msgpack.encode(origin, enc_hook=str))
         restored = msgspec.msgpack.decode(shared, type=Checkpoint | None, dec_hook=lambda kind, value: kind(value))
         if restored is not None:
             checkpoint.check_layout(restored, self.layout)
@@ -144,10 +143,10 @@ class Trainer:
         with self._together(Train(step, list(examples))):
             return self._train(step, examples)
 
-    def save(self, state: State) -> Path:
-        """Rank 0: commit a checkpoint."""
+    def save(self, state: State, still_ours: Callable[[], None]) -> Path:
+        """Rank 0: commit a checkpoint, unless `still_ours` raises just before."""
         with self._together(Save(state)):
-            return self._save(state)
+            return self._save(state, still_ours)
 
     def publish(
         self, publisher: Publisher, version: Version, *, step: int, lineage: list[Version], tokens: ProbeTokens | None
@@ -231,8 +230,15 @@ class Trainer:
         self._engine.accumulate(losses_B.sum() / len(sums.rows), is_last=is_last)
         sums.add(places, batch, losses_B, chosen, rejected)
 
-    def _save(self, state: State) -> Path:
-        return checkpoint.save(self._checkpoints, state, self._engine, self._ranks, keep=self._config.checkpoint.keep)
+    def _save(self, state: State, still_ours: Callable[[], None] = lambda: None) -> Path:
+        return checkpoint.save(
+            self._checkpoints,
+            state,
+            self._engine,
+            self._ranks,
+            keep=self._config.checkpoint.keep,
+            still_ours=still_ours,
+        )
 
     def _probe(self, tokens: ProbeTokens | None) -> Probe | None:
         """The learner's log-probs of the probe's response, by a forward pass of the weights as they are."""

@@ -8,10 +8,12 @@ or training on it at two different steps, are what must never happen.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from streaming import topics
+from streaming.fencing import read_fences
+from streaming.history import between
 from streaming.history import entries as entries
 from streaming.log.protocol import Log
 from streaming.records import FINAL_ENDINGS, Feedback, PromptRequest, decode
@@ -97,9 +99,19 @@ def audit(requests: Iterable[PromptRequest], feedback: Iterable[Feedback], *, po
 def audit_log(log: Log, *, policy: str) -> Balance:
     """The balance of what is in a log now. It changes nothing and may run beside a live run.
 
-    Requests are read before feedback, so a request issued meanwhile is not called unended. Raises RecordError where
+    Requests are read before feedback, so a request issued meanwhile is not called unended. What a learner wrote after a
+    newer start of it had taken over counts for nothing. Raises RecordError where
     one of the two topics holds something else.
     """
     requests = [decode(PromptRequest, entry.value, where=entry.where) for entry in entries(log, topics.PROMPTS.name)]
-    feedback = (decode(Feedback, entry.value, where=entry.where) for entry in entries(log, topics.FEEDBACK.name))
-    return audit(requests, feedback, policy=policy)
+    return audit(requests, _feedback(log), policy=policy)
+
+
+def _feedback(log: Log) -> Iterator[Feedback]:
+    """What `feedback` holds now and is not void. The fences are read last: of what is read, they are all known."""
+    begins, ends = log.begin_offsets(topics.FEEDBACK.name), log.end_offsets(topics.FEEDBACK.name)
+    fences = read_fences(log)
+    for entry in between(log, begins, ends):
+        one = decode(Feedback, entry.value, where=entry.where)
+        if not fences.is_void(one, entry):
+            yield one

@@ -11,6 +11,7 @@ StreamDPOError        exit code 1
     LeaseLostError              another member owns the partition now: its work will be done again there
   WeightsError                  a version does not match its checksum, or did not load: it is not applied
   EngineError                   the engine died or broke its promise: it is restarted, its requests sampled again
+  SupersededError               a newer start of this role has taken over: this one stops, and that one goes on
   NonFiniteError                the loss was not finite several times in a row: the checkpoint is intact
 """
 
@@ -77,6 +78,10 @@ class WeightsError(StreamDPOError):
 
 
 class EngineError(StreamDPOError):
+    pass
+
+
+class SupersededError(StreamDPOError):
     pass
 
 

@@ -7,11 +7,14 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from streaming import topics
+from streaming.errors import SupersededError
+from streaming.fencing import epoch_key
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
 from streaming.records import RoleState, decode, encode
@@ -61,13 +64,28 @@ class Heartbeat:
         with self._lock:
             self.state = msgspec.structs.replace(self.state, time_s=time.time(), seconds=self._metrics.time.seconds())
             state = self.state
-            self._log.append([Output(topics.ROLES.name, state.role_id.encode(), encode(state))])
+            self._log.append([Output(topics.ROLES.name, epoch_key(state.role_id, state.epoch), encode(state))])
 
 
 def role_states(log: Log) -> dict[str, RoleState]:
-    """The newest state of every role that ever beat in this run, by role id."""
+    """The newest state of every role that ever beat in this run, by role id.
+
+    A start that a newer one has followed says nothing any more, however late it speaks.
+    """
     states = [decode(RoleState, entry.value, where=entry.where) for entry in log.newest(topics.ROLES.name).values()]
-    return {state.role_id: state for state in sorted(states, key=lambda state: state.role_id)}
+    in_order = sorted(states, key=lambda state: (state.role_id, state.epoch, state.time_s))
+    return {state.role_id: state for state in in_order}
+
+
+def refuse_to_be_second(own: RoleState, states: Mapping[str, RoleState]) -> None:
+    """Raises SupersededError where a newer start of one's own role has beaten."""
+    newest = states.get(own.role_id, own)
+    if newest.epoch > own.epoch:
+        raise SupersededError(
+            f"start {newest.epoch} of this role is running, this is start {own.epoch}",
+            where=f"{own.role_id} (the newer one: pid {newest.pid} on {newest.host})",
+            do="Nothing: the newer one goes on from the log.",
+        )
 
 
 def last_epoch(log: Log, role_id: str) -> int:

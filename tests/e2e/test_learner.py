@@ -1,17 +1,9 @@
-"""The learner alone, over a recorded log: real DeepSpeed, real processes, real kills.
-
-The processes are forked from one that has imported everything and done nothing: they start in a blink.
-"""
+"""The learner alone, over a recorded log: real DeepSpeed, real processes, real kills."""
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
-import signal
 import socket
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -21,61 +13,27 @@ import torch
 from safetensors.torch import load_file
 
 from deploy.tiny_model import save_tiny_model
-from learner import checkpoint, lead
-from learner.config import LearnerConfig
+from learner import checkpoint, claim
 from streaming import topics
-from streaming.audit import entries
-from streaming.heartbeat import Heartbeat, role_states
-from streaming.log import open_log
+from streaming.heartbeat import role_states
 from streaming.log.protocol import Output
-from streaming.metrics import Metrics
-from streaming.records import Feedback, Version, decode, encode
+from streaming.records import Version, encode
 from streaming.weights import verify
 from tests.builders import make_pair, make_response, make_role, make_weights
+from tests.learner_process import (
+    NUM_TRAINED,
+    PATIENCE_S,
+    SETTINGS,
+    feedback,
+    logs,
+    open_run,
+    record,
+    recorded_pairs,
+    start,
+    wait,
+)
 
 pytestmark = pytest.mark.slow
-
-PATIENCE_S = 60
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["learner.train", "transformers.models.llama.modeling_llama"])
-NUM_REQUESTS = 61
-NUM_TRAINED = 60
-"""One request has two examples, two pairs are dropped: exactly twelve batches of five."""
-SETTINGS = {
-    "max_steps": 12,
-    "num_threads": 1,
-    "batch": {"batch_size": 5, "micro_batch_tokens": 64},
-    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 3},
-    "loss": {"nll_weight": 0.1},
-    "checkpoint": {"every_steps": 3},
-    "publish": {"sync_every": 2},
-}
-
-
-def open_run(run):
-    """The run's log."""
-    return open_log(f"sqlite:///{run}/log.db", run="run", max_record_bytes=2**20, max_bytes=2**30)
-
-
-def be_a_rank(run, model, settings, environment, output):
-    """One rank of a learner, until SIGTERM or max_steps."""
-    from learner.train import Learner
-
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, sys.stdout.fileno())
-    os.dup2(descriptor, sys.stderr.fileno())
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    with open_run(run) as log:
-        metrics = Metrics("learner")
-        heartbeat = Heartbeat(log, metrics, role="learner", index=int(environment["RANK"]))
-        config = LearnerConfig.model_validate(settings)
-        learner = Learner(
-            log, metrics, heartbeat, config=config, model=str(model), directory=run, policy="policy",
-            environment=environment,
-        )  # fmt: skip
-        learner.run(stop)
-        heartbeat.close(health="stopped", message=heartbeat.state.message)
 
 
 @pytest.fixture(scope="module")
@@ -83,43 +41,10 @@ def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("model"), tied=True)
 
 
-def recorded_pairs():
-    """Both routes, different lengths, one request with two examples, one pair that is too long, one that is stale."""
-    rng = random.Random(7)
-    pairs = [
-        make_pair(i, chosen=str(rng.randrange(10 ** rng.randrange(1, 6))), rejected=None if i % 4 == 0 else str(-i))
-        for i in range(NUM_REQUESTS)
-    ]
-    pairs[20] = make_pair(20, chosen="9" * 600)
-    pairs[30] = make_pair(30, version=Version(1, 50))
-    pairs[7:8] = [make_pair(7, index=i, num_examples=2, chosen=str(i)) for i in range(2)]
-    return pairs
-
-
-def record(run, *pairs):
-    """Append pairs to a run's log."""
-    with open_run(run) as log:
-        topic = topics.pairs("policy").name
-        log.append([Output(topic, pair.pair_id.encode(), encode(pair)) for pair in pairs])
-
-
 @pytest.fixture
 def run(tmp_path):
     record(tmp_path, *recorded_pairs())
     return tmp_path
-
-
-def start(run, model, settings, *, rank=0, world_size=1, port=0):
-    environment = {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    arguments = (run, model, {**settings, "world_size": world_size}, environment, run / f"rank-{rank}.log")
-    process = CONTEXT.Process(target=be_a_rank, args=arguments)
-    process.start()
-    return process
 
 
 def start_ranks(run, model, settings, world_size):
@@ -129,31 +54,14 @@ def start_ranks(run, model, settings, world_size):
     return [start(run, model, settings, rank=rank, world_size=world_size, port=port) for rank in range(world_size)]
 
 
-def wait(process):
-    """The exit code. A process that hangs is killed, and that is a failure."""
-    process.join(PATIENCE_S)
-    process.kill()
-    process.join()
-    return process.exitcode
-
-
 def train(run, model, settings=SETTINGS, *, world_size=1):
     """Train to the end, and return every rank's exit code."""
     return [wait(process) for process in start_ranks(run, model, settings, world_size)]
 
 
-def read(run, topic, kind):
-    with open_run(run) as log:
-        return [decode(kind, entry.value) for entry in entries(log, topic)]
-
-
-def feedback(run, ending):
-    return [one for one in read(run, topics.FEEDBACK.name, Feedback) if one.ending == ending]
-
-
 def newest_weights(run):
     with open_run(run) as log:
-        return lead.newest_version(log, "policy")
+        return claim.newest_version(log, "policy")
 
 
 def parameters(run):
@@ -352,10 +260,6 @@ def assert_close(ours, theirs):
     """Equal but for the order of floating-point sums, which AdamW's first steps amplify."""
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
-
-
-def logs(run):
-    return "\n".join(path.read_text() for path in run.glob("rank-*.log"))
 
 
 def test_two_ranks_killed_and_resumed_are_two_that_were_never_killed(run, model, tmp_path_factory):

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from deploy.tiny_model import save_tiny_model
+from learner.claim import Claim, newest_version
 from learner.policy import load_model
-from learner.publisher import LIVE_S, Publisher, leased, prunable, snapshot
+from learner.publisher import Publisher, snapshot
 from streaming import topics
 from streaming.errors import NotReadyError
+from streaming.kept import LIVE_S, leased, prunable
 from streaming.log import open_log
 from streaming.log.protocol import Output
 from streaming.records import Probe, Version, WeightVersion, decode, encode
@@ -42,7 +44,8 @@ def model(source):
 
 def publisher(tmp_path, log, source, **settings):
     defaults = {"policy": "policy", "keep": 2, "dtype": None, "announced": lambda record: None}
-    return Publisher(tmp_path / "weights", log, source=source, **{**defaults, **settings})
+    claim = settings.pop("claim", None) or Claim(tmp_path / "checkpoints", log, "policy")
+    return Publisher(tmp_path / "weights", log, claim, source=source, **{**defaults, **settings})
 
 
 def publish(one, model, *versions, **fields):
@@ -54,14 +57,19 @@ def publish(one, model, *versions, **fields):
 
 
 def announced(log):
+    """The newest announcement of each epoch, by key."""
     return {entry.key: decode(WeightVersion, entry.value) for entry in log.newest(topics.WEIGHTS.name).values()}
+
+
+def newest(log):
+    return newest_version(log, "policy")
 
 
 def test_a_published_version_loads_as_it_is(tmp_path, log, source, model):
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     publish(publisher(tmp_path, log, source), model, Version(1, 0))
-    location = announced(log)[b"policy/full"].location
+    location = newest(log).location
     loaded = AutoModelForCausalLM.from_pretrained(location)
     for name, parameter in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], parameter, rtol=0, atol=0)
@@ -79,7 +87,7 @@ def test_old_weights_do_not_travel(tmp_path, log, source, model):
 def test_a_version_is_announced_with_everything_that_a_generator_needs(tmp_path, log, source, model):
     probe = Probe(prompt_tokens=[5], response_tokens=[6], logprobs=[-1.5])
     publish(publisher(tmp_path, log, source), model, Version(2, 7), step=40, lineage=[Version(1, 6)], probe=probe)
-    record = announced(log)[b"policy/full"]
+    record = newest(log)
     assert (record.version, record.step, record.lineage, record.probe) == (Version(2, 7), 40, [Version(1, 6)], probe)
     assert Path(record.location).is_absolute()
 
@@ -111,7 +119,7 @@ def test_weights_are_those_of_the_moment_of_the_call(tmp_path, log, source, mode
 
 def test_weights_may_be_published_in_another_type(tmp_path, log, source, model):
     publish(publisher(tmp_path, log, source, dtype="bfloat16"), model, Version(1, 0))
-    record = announced(log)[b"policy/full"]
+    record = newest(log)
     tensors = verify(Path(record.location), record.manifest_sha256).tensors
     assert {tensor.dtype for tensor in tensors.values()} == {"BF16"}
     assert json.loads((Path(record.location) / "config.json").read_text())["dtype"] == "bfloat16"
@@ -122,7 +130,7 @@ def test_what_a_failed_start_left_under_the_same_name_is_replaced(tmp_path, log,
     torn.mkdir(parents=True)
     (torn / "torn.safetensors").write_bytes(b"torn")
     publish(publisher(tmp_path, log, source), model, Version(1, 0))
-    record = announced(log)[b"policy/full"]
+    record = newest(log)
     verify(Path(record.location), record.manifest_sha256)
 
 
@@ -134,11 +142,10 @@ def test_a_disk_that_fails_stops_the_learner_and_announces_nothing(tmp_path, log
 
 
 def test_the_newest_versions_and_the_leased_ones_stay(tmp_path, log, source, model):
-    one = publisher(tmp_path, log, source)
-    publish(one, model, Version(1, 8), Version(1, 9))
+    publish(publisher(tmp_path, log, source), model, Version(1, 8), Version(1, 9))
     lease = make_role("generator", leases=[Version(1, 9)], time_s=1e12)
     log.append([Output(topics.ROLES.name, lease.role_id.encode(), encode(lease))])
-    publish(one, model, Version(2, 3), Version(2, 4), Version(2, 5))
+    publish(publisher(tmp_path, log, source), model, Version(2, 3), Version(2, 4), Version(2, 5))
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["1.9", "2.4", "2.5"]
 
 

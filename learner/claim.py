@@ -1,0 +1,87 @@
+"""Which start of the learner speaks for a policy. Every start claims an epoch that nobody had; the newest one is right.
+
+    claimed (a directory of its own) -> fence noted -> origin found (the newest checkpoint) -> written down -> held
+                                                                                           `-> overtaken: refused
+
+A learner that stood still for minutes may wake in the middle of anything, when its heir has started from a checkpoint.
+Before everything that others can see it looks for a newer epoch, on disk and in the log, and stops. One act may still
+slip through, where it stood still between the look and the act: the claim of the heir makes it void. A checkpoint that
+is not among the heir's ancestors is never restored, and feedback behind its fence counts for nobody.
+"""
+
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from learner import checkpoint
+from learner.checkpoint import Checkpoint
+from streaming import topics
+from streaming.errors import SupersededError
+from streaming.log.protocol import Log
+from streaming.records import Fence, WeightVersion, decode
+
+_MAX_RECORDS = 256
+"""Announcements read at once; a learner publishes about one a step."""
+
+
+class Claim:
+    """One start's right to speak for a policy, and what it starts from. May be asked from several threads."""
+
+    def __init__(self, root: Path, log: Log, policy: str, *, at_least: int = 1) -> None:
+        """Claim the next epoch of the checkpoints in `root`: newer than every start that left anything anywhere.
+
+        From now on every older epoch is refused. Of several that start at once each gets its own, and the newest wins.
+        """
+        self._root = root
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._announced = log.assign(log.end_offsets(topics.WEIGHTS.name))  # before the look: nothing may fall between
+        published = newest_version(log, policy)
+        self._newest_announced = published.version.epoch if published else 0
+        self.epoch = checkpoint.claim_epoch(root, at_least=max(at_least, self._newest_announced + 1))
+        ends = log.end_offsets(topics.FEEDBACK.name)
+        fence = Fence(epoch=self.epoch, ends=sorted((number, end) for (_, number), end in ends.items()))
+        self.origin: Checkpoint | None = checkpoint.newest(root)  # after the fence: it holds all that counts before it
+        known = [*(published.fences if published else []), *checkpoint.fences(root), fence]
+        self.fences = _still_needed(known, log)
+        checkpoint.write_beginning(root, self.epoch, self.origin, self.fences)
+
+    def refuse_to_be_second(self) -> None:
+        """Raises SupersededError where a newer start of this policy's learner has taken over."""
+        newest = max(checkpoint.newest_epoch(self._root), self._newest_in_log())
+        if newest > self.epoch:
+            raise SupersededError(
+                f"epoch {newest} of this policy is running, this is epoch {self.epoch}",
+                where=f"policy {self._policy}",
+                do="Nothing: the newer learner goes on from the newest checkpoint; what this one did since is void.",
+            )
+
+    def close(self) -> None:
+        self._announced.close()
+
+    def _newest_in_log(self) -> int:
+        with self._lock:
+            for entry in self._announced.read(max_records=_MAX_RECORDS, timeout_s=0):
+                weights = decode(WeightVersion, entry.value, where=entry.where)
+                if weights.policy == self._policy:
+                    self._newest_announced = max(self._newest_announced, weights.version.epoch)
+            return self._newest_announced
+
+
+def newest_version(log: Log, policy: str) -> WeightVersion | None:
+    """The newest announced version of a policy; None before the first."""
+    entries = log.newest(topics.WEIGHTS.name).values()
+    found = [decode(WeightVersion, entry.value, where=entry.where) for entry in entries]
+    return max((one for one in found if one.policy == policy), key=lambda one: one.version, default=None)
+
+
+def _still_needed(fences: Iterable[Fence], log: Log) -> list[Fence]:
+    """By epoch, without those that retention has passed in every partition: nothing that they void can be read."""
+    begins = {number: begin for (_, number), begin in log.begin_offsets(topics.FEEDBACK.name).items()}
+    by_epoch = {fence.epoch: fence for fence in fences}
+    newest = max(by_epoch)
+    return [
+        fence
+        for epoch, fence in sorted(by_epoch.items())
+        if epoch == newest or any(end >= begins.get(number, 0) for number, end in fence.ends)
+    ]
