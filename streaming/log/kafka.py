@@ -23,6 +23,7 @@ from streaming.log.kafka_client import client_settings
 from streaming.log.kafka_cluster import Cluster
 from streaming.log.kafka_consumer import LogConsumer
 from streaming.log.kafka_failures import unreachable
+from streaming.log.kafka_group import steady
 from streaming.log.kafka_newest import Newest
 from streaming.log.kafka_producer import Appender, Placed
 from streaming.log.protocol import Entry, Offsets, Output, Partition
@@ -31,7 +32,7 @@ from streaming.metrics import Metrics
 _ENVELOPE_BYTES = 64 * 1024
 """What a dead letter may be larger than other records: so that any record fits into one, with its reason."""
 
-_HEARTBEAT_S = 1.0
+_HEARTBEAT_S = 0.5
 """Between two heartbeats of a group member at most: by them it learns that others have joined or left."""
 
 _HEARTBEATS = 4
@@ -167,7 +168,11 @@ class KafkaLog:
         except KafkaError as cause:
             raise unreachable(self._cluster.servers, cause) from cause
         consumer = LogConsumer(
-            client, self._cluster, group=group, timeout_s=config.delivery_timeout_s, closed=self._forget
+            client if group is None else steady(client),
+            self._cluster,
+            group=group,
+            timeout_s=config.delivery_timeout_s,
+            closed=self._forget,
         )
         with self._lock:
             self._consumers.add(consumer)

@@ -5,11 +5,12 @@ One connection for all threads. Names here are the run's own; the cluster's carr
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient, TopicPartition
-from kafka.admin import OffsetSpec
+from kafka.admin import MemberToRemove, OffsetSpec
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 
 from streaming.errors import LogError
@@ -104,6 +105,13 @@ class Cluster:
         }
         if wanted:
             self._ask(lambda: self._admin.delete_records(wanted), f"trim of {list(offsets)}")
+
+    def leave(self, group: str, member: str) -> None:
+        """Take a member out of its group. One that is not in it, or a cluster that is away, is none to take out."""
+        if not member:
+            return
+        with suppress(KafkaError):
+            self._admin.remove_group_members(self.group(group), [MemberToRemove(member_id=member)])
 
     def close(self) -> None:
         self._admin.close()

@@ -8,7 +8,7 @@ kafka-python's own thread, and the others wait with the rebalance until it reads
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -21,15 +21,19 @@ from kafka.errors import (
     OffsetOutOfRangeError,
     RebalanceInProgressError,
 )
-from kafka.structs import MemberState, OffsetAndMetadata
+from kafka.structs import OffsetAndMetadata
 
 from streaming.errors import LeaseLostError, LogError, TrimmedError
 from streaming.log.kafka_cluster import Cluster
 from streaming.log.kafka_failures import explain, passes
+from streaming.log.kafka_group import is_rebalancing
 from streaming.log.protocol import Entry, Offsets, Partition
 
 _POLL_RECORDS = 512
 """Taken out of kafka-python at once: they are fetched anyway, and a poll costs as much for one as for many."""
+
+_POLL_S = 0.2
+"""Between two polls at most while everything is buffered: a poll is also how a member takes part in its group."""
 
 _CATCH_UP_S = 0.05
 """One poll of a read whose time is up while there are still records that lie in the log since before it began."""
@@ -39,6 +43,9 @@ _PATIENCE_S = 5.0
 
 _FAILED_PAUSE_S = 0.1
 """After a poll that failed at once, before the next."""
+
+_CLOSE_S = 5.0
+"""How long leaving the group may take; after that the brokers find out by the session timeout."""
 
 _REJOIN_POLL_S = 0.1
 """One poll of a commit that waits for a rebalance."""
@@ -81,6 +88,7 @@ class LogConsumer:
         self._held: set[TopicPartition] = set()
         self._buffers: dict[TopicPartition, deque[Entry]] = {}
         self._positions: dict[TopicPartition, int] = {}
+        self._polled_s = 0.0
         self._is_closed = False
 
     def subscribe(self, topics: Iterable[str]) -> None:
@@ -94,8 +102,9 @@ class LogConsumer:
         self.seek(offsets)
 
     def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
-        deadline_s = time.monotonic() + timeout_s
-        if self._num_buffered() < max_records:
+        now_s = time.monotonic()
+        deadline_s = now_s + timeout_s
+        if self._num_buffered() < max_records or now_s > self._polled_s + _POLL_S:
             self._poll(0)
         entries = self._take(max_records)
         while not entries and (left_s := deadline_s - time.monotonic()) > 0:
@@ -111,11 +120,9 @@ class LogConsumer:
             wanted = self._wanted(offsets)
             try:
                 return self._commit(wanted)
-            except CommitFailedError as cause:
-                raise self._lost(offsets) from cause
-            except RebalanceInProgressError as cause:
-                # This member's last read ended before the rebalance did; its outcome says what may be committed.
-                if time.monotonic() > deadline_s:
+            except (CommitFailedError, RebalanceInProgressError) as cause:
+                # This member's last read ended before the rebalance did: its outcome says what may be committed.
+                if not _is_rebalance(cause) or time.monotonic() > deadline_s:
                     raise self._lost(offsets) from cause
             self._poll(_REJOIN_POLL_S)
 
@@ -146,7 +153,10 @@ class LogConsumer:
         self._is_closed = True
         self._closed(self)
         try:
-            self._client.close(autocommit=False)
+            if self._group is not None and self._is_rebalancing():
+                # The broker reads nothing more from this connection until the others have joined.
+                self._cluster.leave(self._group, self._client.group_metadata().member_id)
+            self._client.close(autocommit=False, timeout_ms=round(_CLOSE_S * 1000))
         except KafkaError as error:
             if not passes(error):  # a cluster that is away finds out by itself that this member is gone
                 raise explain(error, where=self._where()) from error
@@ -161,20 +171,20 @@ class LogConsumer:
 
     def _poll(self, timeout_s: float) -> None:
         """Fetch into the buffers; join, leave and follow the group where it is time."""
+        self._polled_s = time.monotonic()
+        found: dict[TopicPartition, list[Any]] = {}
         try:
             found = self._client.poll(timeout_ms=round(timeout_s * 1000), max_records=_POLL_RECORDS)
         except NoOffsetForPartitionError as error:
             self._follow_assignment()
             self._start(error.args[0])
-            return
-        except (OffsetOutOfRangeError, LogTruncationError) as error:
-            self._check_range(error)
-            return
         except KafkaError as error:
-            if not passes(error):
+            self._follow_assignment()
+            if isinstance(error, OffsetOutOfRangeError | LogTruncationError):
+                self._check_range(error)
+            elif not passes(error):
                 raise explain(error, where=self._where()) from error
             time.sleep(min(timeout_s, _FAILED_PAUSE_S))
-            return
         self._follow_assignment()
         for place, records in found.items():
             if place in self._held:
@@ -224,8 +234,13 @@ class LogConsumer:
                 ) from error
 
     def _take(self, max_records: int) -> list[Entry]:
-        """Buffered entries, from another partition first each time, so that none waits for ever."""
+        """Buffered entries, from another partition first each time, so that none waits for ever.
+
+        None while others are being waited for: the partition may be another's before the entry is committed.
+        """
         entries: list[Entry] = []
+        if self._is_rebalancing():
+            return entries
         for place in list(self._buffers):
             buffer = self._buffers.pop(place)
             while buffer and len(entries) < max_records:
@@ -239,11 +254,10 @@ class LogConsumer:
 
     def _catch_up(self, max_records: int) -> list[Entry]:
         """What lies in the log since before this read came to its end: an empty read means that there was nothing."""
-        ends: Mapping[TopicPartition, int] | None = None
         deadline_s = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline_s and self._held and not self._is_rebalancing():
-            ends = ends or self._ends()
-            if ends is None or all(self._fetched(place) >= ends.get(place, 0) for place in self._held):
+            ends = self._ends()
+            if ends is None or all(self._fetched(place) == ends.get(place, 0) for place in self._held):
                 return []
             self._poll(_CATCH_UP_S)
             if entries := self._take(max_records):
@@ -252,7 +266,7 @@ class LogConsumer:
 
     def _is_rebalancing(self) -> bool:
         """Others are being waited for: nothing is fetched until they have joined."""
-        return self._group is not None and self._client.group_metadata().state is not MemberState.STABLE
+        return self._group is not None and is_rebalancing(self._client)
 
     def _ends(self) -> dict[TopicPartition, int] | None:
         """Where the held partitions end; None from a cluster that does not say."""
@@ -304,6 +318,11 @@ class LogConsumer:
     def _where(self) -> str:
         topics = sorted({self._cluster.partition(place)[0] for place in self._held})
         return f"{self._cluster.servers}: group {self._group}, {', '.join(topics) or 'no partition'}"
+
+
+def _is_rebalance(error: KafkaError) -> bool:
+    reason = error.args[0] if isinstance(error, CommitFailedError) and error.args else error
+    return isinstance(reason, RebalanceInProgressError)
 
 
 def _name(partition: Partition) -> str:
