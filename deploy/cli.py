@@ -192,6 +192,14 @@ def _print_balance(balance: "Balance", *, final: bool) -> None:
     print(f"  in a step whose checkpoint is not durable yet: {len(balance.consumed)}")
     print(f"  on their way: {under_way}{_some(balance.not_ended) if final else ''}")
     print(f"  ended twice: {len(balance.ended_twice)}{_some(balance.ended_twice)}")
+    if balance.unreadable:
+        places = f"{', '.join(balance.unreadable[:10])}{' ...' if len(balance.unreadable) > 10 else ''}"
+        print(f"  bytes that are no record, and dead letters: {len(balance.unreadable)} ({places})")
+    if balance.carried_s is not None:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(balance.carried_s))
+        print(f"  part of the log is past retention: this goes on from the balance carried at {at}")
+    if not balance.is_whole:
+        print("  part of the log is past retention and in no carried balance: what ended there is not counted")
 
 
 @app.command()
@@ -314,7 +322,8 @@ def _console() -> Console:
 
 
 def _some(numbers: Sequence[int]) -> str:
-    return f" (requests {', '.join(map(str, numbers[:10]))})" if numbers else ""
+    more = " ..." if len(numbers) > 10 else ""
+    return f" (requests {', '.join(map(str, numbers[:10]))}{more})" if numbers else ""
 
 
 @app.command()

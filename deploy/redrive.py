@@ -201,7 +201,7 @@ def _ending(told: Sequence[Output], stage: str) -> tuple[list[Output], str | Non
     if not dead:
         return [], next((one.ending for _, one in endings.values()), None)
     now_s = time.time()
-    taken_back = [msgspec.structs.replace(one, ending="redriven", reason="", time_s=now_s) for _, one in dead]
+    taken_back = [msgspec.structs.replace(one, ending="redriven", time_s=now_s) for _, one in dead]
     return [output._replace(value=encode(one)) for (output, _), one in zip(dead, taken_back, strict=True)], None
 
 

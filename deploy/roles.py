@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -247,7 +247,7 @@ def _scheduler(parts: Parts) -> Role:
     from actors.scheduler import Prompts, Scheduler
 
     config = parts.config
-    return Scheduler(
+    scheduler = Scheduler(
         parts.log,
         parts.metrics,
         parts.heartbeat,
@@ -258,6 +258,22 @@ def _scheduler(parts: Parts) -> Role:
         policy=config.policy,
         since_s=parts.since_s,
     )
+    return _WithBooks(scheduler, parts)
+
+
+class _WithBooks:
+    """The scheduler, and beside it the bookkeeper of every policy: the two that read all feedback."""
+
+    def __init__(self, scheduler: Role, parts: Parts) -> None:
+        self._scheduler = scheduler
+        self._parts = parts
+
+    def run(self, stop: threading.Event) -> None:
+        from streaming.books import Bookkeeper
+
+        policies = [policy.name for policy in self._parts.config.every_policy]
+        with closing(Bookkeeper(self._parts.log, policies)):
+            self._scheduler.run(stop)
 
 
 def _generator(parts: Parts) -> Role:

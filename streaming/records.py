@@ -342,6 +342,39 @@ class RoleState(Record, frozen=True, kw_only=True):
     schema: int = SCHEMA
 
 
+class Ended(Record, frozen=True, kw_only=True):
+    """The final ending of one example."""
+
+    index: int
+    ending: Ending
+    reason: str = ""
+    step: int | None = None
+
+
+class Account(Record, frozen=True, kw_only=True):
+    """What feedback has said about one request, for one policy."""
+
+    number: int
+    num_examples: int = 1
+    is_consumed: bool = False
+    ended: list[Ended] = []  # each example's first final ending
+
+
+class CarriedBalance(Record, frozen=True, kw_only=True):
+    """A policy's books up to some place in the log: what retention takes before that place stays counted."""
+
+    policy: str
+    places: list[tuple[str, int, int]] = []  # topic, partition, next offset: everything before is in here
+    issued: list[tuple[int, int]] = []  # [first, end) of request numbers
+    closed: list[tuple[int, int]] = []  # ended and counted, without an account
+    endings: list[tuple[str, str, int]] = []  # ending, reason, closed requests
+    accounts: list[Account] = []  # of the newest requests, and of those that have not ended
+    ended_twice: list[int] = []
+    next_ordinal: int = 0
+    time_s: float = 0.0
+    schema: int = SCHEMA
+
+
 class DeadLetter(Record, frozen=True, kw_only=True):
     """Bytes that a stage could not process, untouched, and why."""
 

@@ -6,6 +6,7 @@ Names here carry no run prefix; the log adds the run's name, so two runs on one 
 from typing import NamedTuple
 
 from streaming.records import (
+    CarriedBalance,
     DeadLetter,
     Feedback,
     Group,
@@ -37,9 +38,10 @@ SCORED = Topic("scored", ScoredGroup, "group_id", 4, False, 7 * DAY_S)
 FEEDBACK = Topic("feedback", Feedback, "group_id", 4, False, 7 * DAY_S)
 WEIGHTS = Topic("weights", WeightVersion, "policy/kind", 1, True, None)
 ROLES = Topic("roles", RoleState, "role_id", 1, True, None)
+BOOKS = Topic("books", CarriedBalance, "policy", 1, True, None)
 DEAD_LETTER = Topic("dead-letter", DeadLetter, "original key", 4, False, 30 * DAY_S)
 
-SHARED = (PROMPTS, CANDIDATES, SCORED, FEEDBACK, WEIGHTS, ROLES, DEAD_LETTER)
+SHARED = (PROMPTS, CANDIDATES, SCORED, FEEDBACK, WEIGHTS, ROLES, BOOKS, DEAD_LETTER)
 
 
 def pairs(policy: str) -> Topic:

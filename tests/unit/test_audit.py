@@ -3,7 +3,6 @@ from typing import Any
 import pytest
 
 from streaming.audit import Balance, audit, audit_log
-from streaming.errors import RecordError
 from streaming.log.protocol import Log, Output
 from streaming.records import Feedback, encode
 from tests.builders import make_feedback, make_prompt
@@ -97,10 +96,11 @@ def test_an_empty_log_balances(log: Log) -> None:
     assert audit_log(log, policy="policy").is_balanced
 
 
-def test_a_log_with_other_bytes_in_its_books_is_not_audited(log: Log) -> None:
-    log.append([Output("feedback", b"k", b"junk")])
-    with pytest.raises(RecordError, match="not a Feedback"):
-        audit_log(log, policy="policy")
+def test_bytes_in_the_books_that_are_no_record_are_named(log: Log) -> None:
+    log.append([Output("feedback", b"k", b"junk"), Output("prompts", b"k", encode(make_prompt(0)))])
+    found = audit_log(log, policy="policy")
+    assert found.not_ended == [0]
+    assert [place.split("/")[0] for place in found.unreadable] == ["feedback"]
 
 
 def test_what_ends_before_the_selectors_ends_for_every_policy_and_what_a_learner_ends_for_its_own() -> None:

@@ -1,0 +1,243 @@
+"""The books of a policy, carried forward: what is past retention stays in the balance.
+
+    requests, feedback -> accounts (one per request) -> closed: counted by ending, and remembered as intervals
+
+`Ledger` is the bookkeeping itself; `audit` reads a whole log into one. `Bookkeeper` writes a ledger as one small record
+from time to time, beside a running scheduler, so that an audit can go on from it where the log has been trimmed. The
+newest requests keep their accounts: a second ending of one of these is found. What is said about a closed request is
+not compared any more: it is a repetition after a crash, or a dead letter that was sent again.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from streaming import topics
+from streaming.errors import LogError, RecordError
+from streaming.fencing import read_fences
+from streaming.frontier import IntervalSet
+from streaming.history import between
+from streaming.log.protocol import Entry, Log, Output, Partition
+from streaming.records import (
+    FINAL_ENDINGS,
+    Account,
+    CarriedBalance,
+    Ended,
+    Feedback,
+    PromptRequest,
+    decode,
+    encode,
+)
+
+SUPERSEDED = "superseded"
+"""Reason of feedback about a second content of a group that was already settled: it ends nothing."""
+
+KEPT_REQUESTS = 4096
+"""Newest requests whose accounts are carried whole: far more than a restart repeats, and a record of some 100 KB."""
+
+CARRY_S = 600.0
+"""Between two carried balances: the shortest retention is two days, and a file of a size takes longer to fill."""
+
+
+class Ledger:
+    """The accounts of one policy. Feedback comes in the order of its partition; requests and feedback in any order."""
+
+    def __init__(self, policy: str, carried: CarriedBalance | None = None) -> None:
+        carried = carried or CarriedBalance(policy=policy)
+        self.policy = policy
+        self.issued = IntervalSet(carried.issued)
+        self.closed = IntervalSet(carried.closed)
+        self.ended_twice = set(carried.ended_twice)
+        self.next_ordinal = carried.next_ordinal
+        self.counts = Counter({(ending, reason): count for ending, reason, count in carried.endings})
+        self.accounts = {one.number: one for one in carried.accounts}
+
+    def issue(self, request: PromptRequest) -> None:
+        """A request was written, perhaps again."""
+        self.issued.add(request.number)
+        if request.ordinal is not None:
+            self.next_ordinal = max(self.next_ordinal, request.ordinal + 1)
+
+    def enter(self, one: Feedback) -> None:
+        """Something was said about an example, perhaps again, perhaps of another policy."""
+        if not one.ends_for(self.policy) or (one.ending == "dropped" and one.reason == SUPERSEDED):
+            return
+        number = one.request_number
+        if number in self.closed:
+            if one.ending != "redriven":
+                return
+            self._open_again(one)
+        account = self.accounts.get(number, Account(number=number))
+        if one.ending in FINAL_ENDINGS and _contradicts(account, one):
+            self.ended_twice.add(number)
+        self.accounts[number] = _entered(account, one)
+
+    def has_ended(self, number: int) -> bool:
+        """Whether every example of an issued request has its final ending."""
+        account = self.accounts.get(number)
+        return number in self.closed or (account is not None and _is_over(account))
+
+    def close(self, *, kept: int = KEPT_REQUESTS) -> None:
+        """Count the ended requests beyond the newest `kept` and forget their accounts."""
+        newest = max((first_and_end[1] for first_and_end in self.issued.intervals), default=0)
+        for number in sorted(self.accounts):
+            if number < newest - kept and number in self.issued and _is_over(self.accounts[number]):
+                self.counts[_first_ending(self.accounts.pop(number))] += 1
+                self.closed.add(number)
+
+    def endings(self) -> Counter[tuple[str, str]]:
+        """(ending, reason) -> ended requests; of several examples the first one's."""
+        open_ = [self.accounts[number] for number in self.accounts if number in self.issued]
+        return self.counts + Counter(_first_ending(account) for account in open_ if _is_over(account))
+
+    def carried(self, places: Sequence[tuple[str, int, int]], *, time_s: float) -> CarriedBalance:
+        """All of it as a record that holds what lies before `places` (topic, partition, next offset)."""
+        return CarriedBalance(
+            policy=self.policy,
+            places=list(places),
+            issued=self.issued.intervals,
+            closed=self.closed.intervals,
+            endings=[(ending, reason, count) for (ending, reason), count in sorted(self.counts.items())],
+            accounts=[self.accounts[number] for number in sorted(self.accounts)],
+            ended_twice=sorted(self.ended_twice),
+            next_ordinal=self.next_ordinal,
+            time_s=time_s,
+        )
+
+    def _open_again(self, one: Feedback) -> None:
+        """A dead letter of a closed request was sent again: its ending is taken back out of the counts."""
+        number, counted = one.request_number, ("dead_lettered", one.reason)
+        if self.counts[counted] > 0:
+            self.counts[counted] -= 1
+            parts = [part for first, end in self.closed.intervals for part in _without(number, first, end)]
+            self.closed = IntervalSet(parts)
+
+
+class Read:
+    """A ledger and where it stands in the log."""
+
+    def __init__(self, ledger: Ledger, carried: CarriedBalance | None) -> None:
+        self.ledger = ledger
+        self.carried_s = carried.time_s if carried is not None else None
+        self.is_whole = True  # nothing was trimmed that no carried balance holds
+        self.unreadable: list[str] = []  # places of bytes that are no record
+        self.places: list[tuple[str, int, int]] = []
+
+
+def read_books(log: Log, policy: str, *, always_carried: bool = False) -> Read:
+    """The books as the log has them now.
+
+    The whole log is read while nothing of it is trimmed (every pair of endings is compared then); from then on, or
+    where `always_carried`, the newest carried balance and what came after it.
+    """
+    named = (topics.PROMPTS.name, topics.FEEDBACK.name)
+    begins = {place: offset for topic in named for place, offset in log.begin_offsets(topic).items()}
+    carried = newest_carried(log, policy) if always_carried or any(begins.values()) else None
+    held = {(topic, partition): offset for topic, partition, offset in carried.places} if carried else {}
+    read = Read(Ledger(policy, carried), carried)
+    read.is_whole = all(begin <= held.get(place, 0) for place, begin in begins.items())
+    starts = {place: max(begin, held.get(place, 0)) for place, begin in begins.items()}
+    for topic in named:  # requests before feedback: one issued meanwhile is not called unended
+        ends = log.end_offsets(topic)
+        _read_topic(log, {place: at for place, at in starts.items() if place[0] == topic}, ends, read)
+        read.places += [(topic, partition, offset) for (_, partition), offset in sorted(ends.items())]
+    return read
+
+
+def newest_carried(log: Log, policy: str) -> CarriedBalance | None:
+    """The policy's newest carried balance; None where there is none, or none that can be read."""
+    entry = log.newest(topics.BOOKS.name).get(policy.encode())
+    try:
+        return None if entry is None else decode(CarriedBalance, entry.value, where=entry.where)
+    except RecordError:
+        return None
+
+
+def carry(log: Log, policies: Sequence[str], *, kept: int = KEPT_REQUESTS) -> None:
+    """Write each policy's books as they stand now. Where two do it at once, either record is right."""
+    for policy in policies:
+        read = read_books(log, policy, always_carried=True)
+        read.ledger.close(kept=kept)
+        record = read.ledger.carried(read.places, time_s=time.time())
+        log.append([Output(topics.BOOKS.name, policy.encode(), encode(record))])
+
+
+class Bookkeeper:
+    """Carries the balances of a run's policies forward, in a thread of its own beside the scheduler."""
+
+    def __init__(self, log: Log, policies: Sequence[str], *, every_s: float = CARRY_S) -> None:
+        self._log = log
+        self._policies = policies
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="books", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Carry once more and end."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            is_last = self._stop.wait(self._every_s)
+            try:
+                carry(self._log, self._policies)
+            except LogError:
+                # Nothing is lost by it: the balance before still holds, and the next one takes in what this one missed.
+                logging.getLogger(__name__).exception("the balances were not carried forward")
+            if is_last:
+                return
+
+
+def _read_topic(log: Log, starts: dict[Partition, int], ends: dict[Partition, int], read: Read) -> None:
+    fences = read_fences(log)  # after the ends: of what is read, they are all known
+    for entry in between(log, starts, ends):
+        try:
+            if entry.topic == topics.PROMPTS.name:
+                read.ledger.issue(decode(PromptRequest, entry.value, where=entry.where))
+            elif not fences.is_void(one := _feedback(entry), entry):
+                read.ledger.enter(one)
+        except RecordError:  # its reader has dead-lettered it
+            read.unreadable.append(entry.where)
+
+
+def _feedback(entry: Entry) -> Feedback:
+    return decode(Feedback, entry.value, where=entry.where)
+
+
+def _entered(account: Account, one: Feedback) -> Account:
+    ended = list(account.ended)
+    if one.ending == "redriven":
+        ended = [other for other in ended if (other.index, other.ending) != (one.index, "dead_lettered")]
+    elif one.ending in FINAL_ENDINGS and all(other.index != one.index for other in ended):
+        ended.append(Ended(index=one.index, ending=one.ending, reason=one.reason, step=one.step))
+    return Account(
+        number=account.number,
+        num_examples=max(account.num_examples, one.num_examples),
+        is_consumed=account.is_consumed or one.ending == "consumed",
+        ended=ended,
+    )
+
+
+def _contradicts(account: Account, one: Feedback) -> bool:
+    """Whether the same example has ended in another way, or was trained on at another step."""
+    before = next((other for other in account.ended if other.index == one.index), None)
+    if before is None:
+        return False
+    return before.ending != one.ending or (one.ending == "trained" and before.step != one.step)
+
+
+def _is_over(account: Account) -> bool:
+    return len(account.ended) >= account.num_examples
+
+
+def _first_ending(account: Account) -> tuple[str, str]:
+    first = min(account.ended, key=lambda ended: ended.index)
+    return first.ending, first.reason
+
+
+def _without(number: int, first: int, end: int) -> list[tuple[int, int]]:
+    return [(first, number), (number + 1, end)] if first <= number < end else [(first, end)]
