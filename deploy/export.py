@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from deploy.lookup import at
 from streaming import topics
 from streaming.errors import ConfigError, RecordError
+from streaming.fencing import read_fences
 from streaming.history import entries
 from streaming.log.protocol import Log
 from streaming.records import Feedback, Message, Pair, PromptRequest, Response, ScoredGroup, decode
@@ -110,13 +111,16 @@ class _Unknown:
 
 
 def _trained(log: Log, policy: str) -> dict[Key, Feedback]:
+    """How each pair ended that is in a durable checkpoint; what a learner said that had been replaced is void."""
     found: dict[Key, Feedback] = {}
+    fences = read_fences(log)
     for entry in entries(log, topics.FEEDBACK.name):
         try:
             one = decode(Feedback, entry.value, where=entry.where)
         except RecordError:  # the scheduler has dead-lettered it
             continue
-        if one.policy == policy and one.ending == "trained" and one.pair_id is not None:
+        is_trained = one.policy == policy and one.ending == "trained" and not fences.is_void(one, entry)
+        if is_trained and one.pair_id is not None:
             found.setdefault((one.pair_id, one.content_hash), one)
     return found
 

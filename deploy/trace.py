@@ -14,6 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 from deploy.lookup import at, first_where, newest_first, since
 from streaming import topics
 from streaming.errors import ConfigError, RecordError
+from streaming.fencing import read_fences
 from streaming.history import entries
 from streaming.log.protocol import Entry, Log
 from streaming.records import (
@@ -211,8 +212,11 @@ def _feedback_of(
     """What was told about a group until it ended, by policy; with `index`, about that example of it."""
     found: list[Stored[Feedback]] = []
     ended: set[str] = set()
+    fences = read_fences(log)
     for entry in since(log, topics.FEEDBACK.name, time_s):
         if entry.key != group_id.encode() or (one := _decoded(Feedback, entry)) is None:
+            continue
+        if fences.is_void(one, entry):  # said by a learner that had been replaced
             continue
         concerned = [policy for policy in policies if one.ends_for(policy)]
         if not concerned or (index is not None and one.pair_id is not None and one.index != index):

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from learner.config import LearnerConfig
 from streaming import topics
-from streaming.audit import entries
 from streaming.heartbeat import Heartbeat
+from streaming.history import entries
 from streaming.log import open_log
 from streaming.log.protocol import Output
 from streaming.metrics import Metrics

@@ -8,7 +8,8 @@ from deploy.export import export
 from streaming.config import SelectionConfig
 from streaming.errors import ConfigError
 from streaming.log.protocol import Log, Output
-from streaming.records import Message, Pair
+from streaming.records import Fence, Message, Pair, Version
+from tests.builders import make_weights
 from tests.recorded import append, record_request, record_step
 
 WITH_SFT = SelectionConfig(rule="max_min", sft_floor=0.5)
@@ -62,6 +63,16 @@ def test_of_two_contents_of_one_request_the_trained_one_is_written(log: Log, tmp
     made(log, texts=["c", "d"])
     export(log, "policy", tmp_path / "out.jsonl")
     assert [row["chosen"] for row in lines(tmp_path / "out.jsonl")] == ["a"]
+
+
+def test_what_a_replaced_learner_says_it_trained_is_not_written(log: Log, tmp_path: Path) -> None:
+    first, second = made(log, 0), made(log, 1)
+    record_step(log, first)
+    ends = [(partition, offset) for (_, partition), offset in log.end_offsets("feedback").items()]
+    append(log, "weights", "policy/full", make_weights(Version(2, 0), fences=[Fence(epoch=2, ends=ends)]))
+    record_step(log, second)
+    export(log, "policy", tmp_path / "out.jsonl")
+    assert [row["request_number"] for row in lines(tmp_path / "out.jsonl")] == [0]
 
 
 def test_sft_examples_lie_in_a_file_of_their_own(log: Log, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from actors.config import PromptsConfig, SamplingConfig, SchedulerConfig
 from actors.prompts import Prompt
 from actors.scheduler import Prompts, Scheduler
 from streaming import topics
-from streaming.audit import entries
 from streaming.heartbeat import Heartbeat, role_states
+from streaming.history import entries
 from streaming.log import open_log
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics

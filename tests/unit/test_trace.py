@@ -10,8 +10,8 @@ from deploy.trace_page import as_json, page
 from streaming import topics
 from streaming.errors import ConfigError
 from streaming.log.protocol import Log, Output
-from streaming.records import Message, Span, Version
-from tests.builders import make_candidate, make_group, make_prompt, make_rewards, make_scored
+from streaming.records import Fence, Message, Span, Version
+from tests.builders import make_candidate, make_group, make_prompt, make_rewards, make_scored, make_weights
 from tests.recorded import SETTINGS, append, record_request, record_selection, record_step
 
 
@@ -119,6 +119,15 @@ def test_of_two_contents_of_one_request_the_trained_one_is_shown(log: Log) -> No
     found = one(log, first.pair_id)
     assert found.pair is not None and found.pair.record.chosen.text == "a"
     assert found.scored is not None and found.scored.record.group.content_hash == first.content_hash
+
+
+def test_what_a_replaced_learner_says_is_not_shown(log: Log) -> None:
+    pair = record_request(log)
+    assert pair is not None
+    ends = [(partition, offset) for (_, partition), offset in log.end_offsets("feedback").items()]
+    append(log, "weights", "policy/full", make_weights(Version(2, 0), fences=[Fence(epoch=2, ends=ends)]))
+    record_step(log, pair)
+    assert one(log, pair.pair_id).ending is None
 
 
 def test_bytes_that_are_no_record_are_passed_over(log: Log) -> None:
