@@ -15,6 +15,7 @@ from typing import NamedTuple
 from deploy.config import SAVED, Change, RunConfig, changes, load_run, save_config
 from deploy.fleet import Ended, Fleet, connected_ray
 from deploy.live import View
+from deploy.lock import only_launcher
 from deploy.promotion import best_of
 from deploy.roles import log_path, open_run_log, processes, run_directory
 from deploy.watch import Watch
@@ -104,7 +105,15 @@ def is_bound(path: str, config: RunConfig) -> bool:
 
 
 def launch(config: RunConfig, view: View) -> Outcome:
-    """Run until it is over. Raises what a role could not go on from; a clean stop by a signal is no error."""
+    """Run until it is over. Raises what a role could not go on from; a clean stop by a signal is no error.
+
+    Raises NotReadyError where this run is running already.
+    """
+    with only_launcher(run_directory(config)):
+        return _launch(config, view)
+
+
+def _launch(config: RunConfig, view: View) -> Outcome:
     interrupts = Interrupts()
     for change in prepare(config):
         view.event(f"changed since the last start: {change.path}: {change.old!r} -> {change.new!r}")

@@ -3,7 +3,7 @@ import pytest
 from deploy.config import RunConfig
 from deploy.fleet import MAX_FAILURES, STEADY_S, Backoff, gpus_by_role, in_units, is_hopeless, refuse_shared_file
 from deploy.roles import Process, may_join, policy_of, port_of, processes
-from streaming.errors import ConfigError, DataError, LogError, NonFiniteError, NotReadyError
+from streaming.errors import ConfigError, DataError, LogError, NonFiniteError, NotReadyError, SupersededError
 
 
 def config(**learner) -> RunConfig:
@@ -92,6 +92,7 @@ def test_a_process_that_lived_long_is_no_crash_loop():
         (DataError("", where="", do=""), True),
         (NotReadyError("", where="", do=""), True),
         (NonFiniteError("", where="", do=""), True),
+        (SupersededError("", where="", do=""), True),
         (LogError("", where="", do=""), False),
         (RuntimeError("the actor died"), False),
     ],

@@ -173,3 +173,10 @@ def test_the_order_in_which_a_restart_hears_of_rounds_does_not_matter():
     assert rounds.best is not None and rounds.best.version == V(1, 0)
     rounds.publish(V(1, 9))
     assert due(rounds) is None
+
+
+def test_a_version_that_an_overtaken_learner_announces_late_is_not_measured():
+    rounds = measured(V(2, 0))
+    rounds.publish(V(2, 9))
+    rounds.publish(V(1, 99))
+    assert due(rounds) == V(2, 9)

@@ -12,12 +12,23 @@ from actors.config import PromptsConfig, SamplingConfig, SchedulerConfig
 from actors.prompts import Prompt
 from actors.scheduler import Prompts, Scheduler
 from streaming import topics
+from streaming.errors import SupersededError
 from streaming.heartbeat import Heartbeat, role_states
 from streaming.history import entries
 from streaming.log import open_log
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
-from streaming.records import Feedback, PromptRequest, Record, RoleState, Version, WeightVersion, decode, encode
+from streaming.records import (
+    Feedback,
+    Fence,
+    PromptRequest,
+    Record,
+    RoleState,
+    Version,
+    WeightVersion,
+    decode,
+    encode,
+)
 from tests.builders import make_feedback, make_role, make_weights
 
 TRAIN = [Prompt(prompt_id=f"t{i}", text=f"{i}+1=", golden=str(i + 1), columns={"answer": i + 1}) for i in range(4)]
@@ -30,26 +41,30 @@ def log(tmp_path: Path) -> Iterator[Log]:
         yield opened
 
 
-@contextmanager
-def scheduling(
-    log: Log, *, held_out: list[Prompt] | None = None, since_s: float = 0.0, **changed
-) -> Iterator[threading.Thread]:
-    """A scheduler at work in a thread; stopped on the way out. Settings by name, whatever section they are in."""
+def make_scheduler(log: Log, heartbeat: Heartbeat, *, held_out: list[Prompt], since_s: float, **changed) -> Scheduler:
+    """Settings by name, whatever section they are in."""
     prompts = {"path": "-", "shuffle_seed": None}
     prompts |= {name: changed.pop(name) for name in list(changed) if name in PromptsConfig.model_fields}
-    metrics = Metrics("scheduler")
-    heartbeat = Heartbeat(log, metrics, role="scheduler", interval_s=0.02)
-    scheduler = Scheduler(
+    return Scheduler(
         log,
-        metrics,
+        Metrics("scheduler"),
         heartbeat,
-        prompts=Prompts(TRAIN, held_out or []),
+        prompts=Prompts(TRAIN, held_out),
         config=SchedulerConfig(**{"pipeline_depth": 3, **changed}),
         prompts_config=PromptsConfig(**prompts),
         sampling=SamplingConfig(num_candidates=2, temperature=0.5, stop=["\n"]),
         policy="policy",
         since_s=since_s,
     )
+
+
+@contextmanager
+def scheduling(
+    log: Log, *, held_out: list[Prompt] | None = None, since_s: float = 0.0, **changed
+) -> Iterator[threading.Thread]:
+    """A scheduler at work in a thread; stopped on the way out."""
+    heartbeat = Heartbeat(log, Metrics("scheduler"), role="scheduler", interval_s=0.02)
+    scheduler = make_scheduler(log, heartbeat, held_out=held_out or [], since_s=since_s, **changed)
     stop = threading.Event()
     thread = threading.Thread(target=scheduler.run, args=(stop,))
     thread.start()
@@ -272,3 +287,24 @@ def test_a_slot_that_is_free_is_filled_at_once(log):
                     pass
                 waits.append(time.monotonic() - began_s)
     assert min(waits) < 0.02
+
+
+def test_what_an_overtaken_learner_tells_frees_no_slot(log):
+    ends = [(number, end) for (_, number), end in log.end_offsets(topics.FEEDBACK.name).items()]
+    publish(log, make_weights(Version(2, 0), fences=[Fence(epoch=2, ends=ends)]))
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 3)
+        end(log, make_feedback(0, ending="consumed", epoch=1), make_feedback(1, ending="consumed", epoch=2))
+        until(lambda: len(issued(log)) > 3)
+    with scheduling(log):  # and it is the same after a restart
+        until(lambda: state(log).numbers.get("outstanding") == 3)
+    assert [r.number for r in issued(log)] == [0, 1, 2, 3]
+
+
+def test_a_scheduler_that_was_overtaken_issues_nothing(log):
+    heartbeat = Heartbeat(log, Metrics("scheduler"), role="scheduler")
+    append(log, topics.ROLES.name, "scheduler-0/2", make_role("scheduler", epoch=2, time_s=1.0))
+    with pytest.raises(SupersededError, match="start 2 of this role is running, this is start 1"):
+        make_scheduler(log, heartbeat, held_out=[], since_s=0.0).run(threading.Event())
+    heartbeat.close()
+    assert issued(log) == []
