@@ -173,6 +173,35 @@ class Cluster:
         self._launch(i)
         self._wait(i)
 
+    def restart_all(self, *numbers: int) -> None:
+        """Start several brokers that are down at once: alone, one may find no majority to join."""
+        for i in numbers:
+            self._launch(i)
+        for i in numbers:
+            self._wait(i)
+
+    def wait_in_sync(self) -> None:
+        """Wait until every replica holds all records again: only then may the next broker go without harm."""
+        from kafka import KafkaAdminClient
+        from kafka.errors import KafkaError
+
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            try:
+                with KafkaAdminClient(bootstrap_servers=self.internal, request_timeout_ms=5000) as admin:
+                    behind = [
+                        topic["name"]
+                        for topic in admin.describe_topics()
+                        for partition in topic["partitions"]
+                        if len(partition["isr_nodes"]) < len(partition["replica_nodes"])
+                    ]
+            except KafkaError as error:
+                behind = [repr(error)]
+            if not behind:
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"not in sync after {START_S} s: {behind}")
+
     def tool(self, name: str, *arguments: str, timeout_s: float = START_S) -> str:
         """The output of one of Kafka's own tools, by its Java class. Raises AssertionError where it fails."""
         command = [java() or "java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", _jars(), name]
