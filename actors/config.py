@@ -109,6 +109,13 @@ class GenerationConfig(Section):
     engine: EngineConfig = EngineConfig()
     """The engine that samples."""
 
+    weights_cache: str | None = None
+    """Directory on each machine's own disk for versions that are published behind a URL (learner.publish.url).
+    Default: the operating system's directory for temporary files."""
+
+    keep_weights: int = Field(2, ge=2)
+    """Newest versions that stay in `weights_cache`, beside those that a live role still names."""
+
     update_weights: bool = True
     """Follow the learner's published weights; false samples from the initial model for ever."""
 

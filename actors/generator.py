@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from actors.config import GenerationConfig
+from actors.fetching import WeightsCache
 from actors.keeper import EngineKeeper, MakeEngine
 from actors.reading import GROUP, PromptReader, WeightsReader
 from actors.update import Weights, announced
@@ -59,13 +60,16 @@ class Generator:
         config: GenerationConfig,
         policy: str,
         model: Path,
+        cache: WeightsCache | None = None,
     ) -> None:
+        """`cache` takes the versions that are published behind a URL."""
         self._log = log
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._config = config
         self._policy = policy
         self._model = model
+        self._cache = cache
         self._keeper = EngineKeeper(make_engine, metrics, heartbeat, tolerance=config.engine.parity_tolerance)
         self._num_train = 0  # in flight
         self._num_eval = 0
@@ -117,7 +121,7 @@ class Generator:
         """The only time that a generator waits for the learner: until there is a first whole version."""
         wanted = Weights(self._model, INITIAL, manifest_sha256=None, probe=None)
         if self._config.update_weights:
-            while not await self._keeper.verify(wanted := announced(await weights.next())):
+            while not await self._keeper.verify(wanted := announced(await weights.next(), self._cache)):
                 continue
         await self._keeper.start(wanted)
 
@@ -192,6 +196,7 @@ class Generator:
 
     async def _write_answers(self, prompts: PromptReader) -> None:
         """Make them durable, then settle their prompts. One that is too large for the log becomes a dead letter."""
+        await prompts.confirm()
         answers = [answer for answer in self._answers if prompts.is_open(answer.entry)]
         self._answers = []
         try:
@@ -232,7 +237,7 @@ class Generator:
     async def _follow(self, weights: WeightsReader, tasks: asyncio.TaskGroup) -> None:
         """Apply each newer version in flight, unless a round of evaluation is under way."""
         while True:
-            wanted = announced(await weights.next())
+            wanted = announced(await weights.next(), self._cache)
             if not await self._keeper.verify(wanted):
                 continue
             await self._until(lambda: self._num_eval == 0)

@@ -5,8 +5,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from streaming.errors import NotReadyError, WeightsError
 from streaming.evaluation import Measurement
 from streaming.records import Version
+from streaming.remote_weights import RemoteWeights
 from streaming.weights import sync_directory
 
 
@@ -48,6 +50,19 @@ def promote(version: Path, target: Path) -> bool:
     sync_directory(target.parent)
     shutil.rmtree(old, ignore_errors=True)
     return True
+
+
+def fetch_and_promote(remote: RemoteWeights, version: Version, target: Path) -> bool:
+    """Make `target` a copy of a version that lies behind a URL only. False where it is there no longer."""
+    fetched = target.with_name(f".{target.name}.fetched")
+    shutil.rmtree(fetched, ignore_errors=True)
+    try:
+        remote.download(version, None, fetched)
+    except (WeightsError, NotReadyError):
+        return False
+    is_there = promote(fetched, target)
+    shutil.rmtree(fetched)
+    return is_there
 
 
 def _link(source: str, target: str) -> None:

@@ -279,6 +279,7 @@ class _WithBooks:
 def _generator(parts: Parts) -> Role:
     from actors.engine import start_engine
     from actors.generator import Generator
+    from deploy.remote import weights_cache
 
     config = parts.config
     make_engine = functools.partial(
@@ -292,6 +293,7 @@ def _generator(parts: Parts) -> Role:
         config=config.generation,
         policy=config.policy,
         model=fetched(config.model),
+        cache=weights_cache(config, parts.log, parts.metrics),
     )
 
 
@@ -342,6 +344,7 @@ def _selector(parts: Parts) -> Role:
 
 
 def _learner(parts: Parts) -> Role:
+    from deploy.remote import remote_weights
     from learner.train import Learner
 
     config, policy = parts.config, parts.policy
@@ -356,6 +359,7 @@ def _learner(parts: Parts) -> Role:
         trust_remote_code=config.trust_remote_code,
         since_s=parts.since_s,
         sampled_by=None if policy.is_sampled else config.policy,
+        remote=remote_weights(config, policy),
     )
 
 

@@ -5,7 +5,8 @@ from collections import Counter
 from deploy.config import RunConfig
 from deploy.fleet import Ended
 from deploy.live import Progress, View, eta
-from deploy.promotion import best_of, newest_of, promote, version_directory
+from deploy.promotion import best_of, fetch_and_promote, newest_of, promote, version_directory
+from deploy.remote import remote_weights
 from deploy.roles import log_path, processes, run_directory
 from deploy.status import Status, read_status
 from streaming import topics
@@ -159,6 +160,9 @@ class Watch:
     def _promote(self, policy: str, version: Version, name: str) -> bool:
         source = version_directory(self._directory, policy, version)
         if promote(source, self._directory / name):
+            return True
+        remote = next(remote_weights(self._config, one) for one in self._config.every_policy if one.name == policy)
+        if remote is not None and fetch_and_promote(remote, version, self._directory / name):
             return True
         self._view.event(f"version {version} is no longer on disk: {name} stays as it is")
         return False

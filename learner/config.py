@@ -77,8 +77,12 @@ class PublishConfig(Section):
     sync_every: Step[int] = Field(1, ge=1)
     """Optimizer steps between two published versions."""
 
+    url: str | None = None
+    """Where versions go for machines that do not see the run's directory: any fsspec URL (s3://BUCKET/PATH), below
+    which every run and policy has a folder of its own. Default: generators read them in the run's directory."""
+
     keep: int = Field(3, ge=2)
-    """Newest versions that stay on disk, beside those that a live role still names."""
+    """Newest versions that stay on disk (and at `url`), beside those that a live role still names."""
 
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the published weights. Default: the learner's."""

@@ -117,10 +117,14 @@ class Publisher:
             self._claim.refuse_to_be_second()
             # An older epoch that is not dead yet may still be writing into its own: what stays now goes with the next.
             shutil.rmtree(there[version], ignore_errors=version.epoch < self._claim.epoch)
-        for version in [] if self._remote is None else prunable(self._remote.versions(), leases, keep=self._keep):
-            self._claim.refuse_to_be_second()
-            self._remote.remove(version)
+        if self._remote is not None:
+            self._prune_remote(self._remote, leases)
         return gone
+
+    def _prune_remote(self, remote: RemoteWeights, leases: set[Version]) -> None:
+        for version in prunable(remote.versions(), leases, keep=self._keep):
+            self._claim.refuse_to_be_second()
+            remote.remove(version)
 
     def _publish(self, model: Any, weights: dict[str, Tensor], record: WeightVersion) -> None:
         directory = Path(record.location)

@@ -29,6 +29,7 @@ from streaming.heartbeat import Heartbeat
 from streaming.log.protocol import Log
 from streaming.metrics import Metrics
 from streaming.records import WeightVersion
+from streaming.remote_weights import RemoteWeights
 
 
 class Learner:
@@ -51,6 +52,7 @@ class Learner:
         trust_remote_code: bool = False,
         since_s: float = 0.0,
         sampled_by: str | None = None,
+        remote: RemoteWeights | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self._log = log
@@ -64,6 +66,7 @@ class Learner:
         self._trust_remote_code = trust_remote_code
         self._since_s = since_s
         self._sampled_by = sampled_by
+        self._remote = remote
         self._environment = environment
 
     def run(self, stop: threading.Event) -> None:
@@ -109,6 +112,7 @@ class Learner:
             keep=self._config.publish.keep,
             dtype=self._config.publish.dtype,
             announced=self._show_version,
+            remote=self._remote,
         )
         lead = Lead(
             self._log,

@@ -55,6 +55,7 @@ SPECS: dict[str, Spec] = {
     "weights_number": Spec(Gauge, "Number of the weight version in use."),
     "weight_update_seconds": Spec(Histogram, "Time from pause to resume of a weight update.", (), _SECONDS),
     "weight_updates_total": Spec(Counter, "Weight updates by outcome.", ("outcome",)),
+    "weight_fetches_total": Spec(Counter, "Weight versions brought from a URL, and tries, by outcome.", ("outcome",)),
     "parity_max_abs_difference": Spec(Gauge, "Largest log-prob difference to the learner at the newest probe (nats)."),
     # scorer
     "rewards_missing_total": Spec(Counter, "Rewards that a source did not give.", ("source", "reason")),

@@ -11,6 +11,7 @@ from streaming.log import open_log
 from streaming.log.kafka_acls import ROLES
 from streaming.log.protocol import Log
 from tests.kafka_cluster import Address, Cluster, Security, why_not
+from tests.s3_server import S3Server, served_here
 
 # The same examples on every machine, however slow it is at the moment.
 settings.register_profile("ours", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -58,3 +59,10 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory, security: Security) -> Cl
         pytest.skip(reason)
     users = {name: f"{name}-secret" for name in (*ROLES, "stranger")}
     return Cluster(tmp_path_factory.mktemp("kafka"), security=security, users=users)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An object store for all tests of the session; each test makes a bucket of its own."""
+    with S3Server() as server, served_here(server):
+        yield server

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import EngineConfig, GenerationConfig
+from actors.fetching import WeightsCache
 from actors.generator import Generator
 from actors.tokens import tokenize
 from deploy.tiny_model import build_tokenizer
@@ -195,6 +196,7 @@ def running(
     *,
     generator_log: Log | None = None,
     patience_s: float = PATIENCE_S,
+    cache: Callable[[Metrics], WeightsCache] | None = None,
     **settings: Any,
 ) -> Iterator[Run]:
     """A generator beside the block, stopped at its end. Whatever it raised is raised there."""
@@ -202,8 +204,9 @@ def running(
     heartbeat = Heartbeat(log, metrics, role="generator", interval_s=0.05)
     config = GenerationConfig(**{"engine": EngineConfig(kind="transformers", num_threads=1), **settings})
     generator = Generator(
-        generator_log or log, metrics, heartbeat, make_engine=make_engine, config=config, policy="policy", model=folder
-    )
+        generator_log or log, metrics, heartbeat, make_engine=make_engine, config=config, policy="policy", model=folder,
+        cache=cache and cache(metrics),
+    )  # fmt: skip
     run = Run(log, heartbeat, metrics, folder, patience_s)
     raised: list[BaseException] = []
 

@@ -11,6 +11,8 @@ from streaming.history import entries
 from streaming.log import open_log
 from streaming.log.protocol import Output
 from streaming.metrics import Metrics
+from streaming.records import stable_id
+from tests.s3_server import S3Server
 
 VALUE = b"a large value"
 
@@ -29,8 +31,11 @@ class Outage:
             self._repair()
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    if request.param == "s3":
+        s3: S3Server = request.getfixturevalue("s3")
+        return BlobStore(s3.make_bucket(f"blobs-{stable_id(str(tmp_path))}") + "/run")
     MemoryFileSystem.store.clear()
     return BlobStore(f"{request.param}://{tmp_path}/blobs")
 
@@ -133,6 +138,24 @@ def test_many_threads_may_write_the_same_value(tmp_path: Path) -> None:
         thread.join()
     [blob] = store.blobs("topic")
     assert store.read(blob.name, len(value)) == value
+
+
+def test_a_bucket_that_does_not_exist_is_said_so(s3: S3Server) -> None:
+    with pytest.raises(LogError, match="nothing to write it into"):
+        BlobStore("s3://nosuch-bucket/run", wait=Outage()).write("topic", VALUE)
+
+
+def test_an_object_store_that_is_away_is_waited_for_and_nothing_counts_as_missing(s3: S3Server) -> None:
+    outage = Outage()
+    store = BlobStore(s3.make_bucket("away") + "/run", wait=outage)
+    name = store.write("topic", VALUE)
+    s3.close()
+    try:
+        with pytest.raises(LogError, match="cannot look at it"):
+            store.read(name, len(VALUE))
+        assert outage.num_waits == 3
+    finally:
+        s3.start()
 
 
 def test_a_url_of_no_known_kind_says_what_to_name() -> None:

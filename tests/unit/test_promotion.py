@@ -1,8 +1,10 @@
 from pathlib import Path
 
-from deploy.promotion import best_of, newest_of, promote, version_directory
+from deploy.promotion import best_of, fetch_and_promote, newest_of, promote, version_directory
 from streaming.evaluation import Measurement
 from streaming.records import Version
+from streaming.remote_weights import RemoteWeights
+from streaming.weights import write_manifest
 
 
 def measured(round: int, mean: float, *, count: int = 2) -> Measurement:
@@ -58,3 +60,16 @@ def test_a_crash_between_the_two_renames_is_mended_by_the_next_call(tmp_path):
     assert (tmp_path / "best" / "model.safetensors").read_text() == "weights 3"
     assert promote(published(tmp_path, 5), tmp_path / "best")
     assert (tmp_path / "best" / "model.safetensors").read_text() == "weights 5"
+
+
+def test_a_version_that_lies_behind_a_url_only_is_fetched_and_kept(tmp_path):
+    source = tmp_path / "learner"
+    source.mkdir()
+    (source / "model.bin").write_text("weights 3")
+    remote = RemoteWeights(f"file://{tmp_path}/remote")
+    remote.upload(source, Version(1, 3), write_manifest(source, Version(1, 3)))
+    assert fetch_and_promote(remote, Version(1, 3), tmp_path / "best")
+    assert (tmp_path / "best" / "model.bin").read_text() == "weights 3"
+    assert not fetch_and_promote(remote, Version(1, 4), tmp_path / "best")
+    assert (tmp_path / "best" / "model.bin").read_text() == "weights 3"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "learner", "remote"]

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from streaming.kept import LIVE_S, leased, prunable
 from streaming.log import open_log
 from streaming.log.protocol import Output
 from streaming.records import Probe, Version, WeightVersion, decode, encode
+from streaming.remote_weights import RemoteWeights
 from streaming.weights import verify
 from tests.builders import make_role
 
@@ -169,3 +171,31 @@ def test_tied_weights_stay_one_tensor_in_a_snapshot():
     copies = snapshot({"a": weight, "b": weight, "c": torch.zeros(3)}, torch.bfloat16)
     assert copies["a"] is copies["b"] is not copies["c"]
     assert copies["a"].dtype == torch.bfloat16
+
+
+def test_versions_go_to_a_url_whole_and_are_announced_from_there(tmp_path, log, source, model):
+    remote = RemoteWeights(f"file://{tmp_path}/remote")
+    publish(publisher(tmp_path, log, source, remote=remote), model, Version(1, 0))
+    record = newest(log)
+    assert record.location == f"file://{tmp_path}/remote/1.0"
+    remote.download(record.version, record.manifest_sha256, tmp_path / "fetched")
+    verify(tmp_path / "fetched", record.manifest_sha256)
+
+
+def test_what_goes_on_disk_goes_at_the_url_and_what_is_leased_stays_there_too(tmp_path, log, source, model):
+    remote = RemoteWeights(f"memory://{tmp_path}/remote")
+    one = publisher(tmp_path, log, source, remote=remote)
+    publish(one, model, Version(1, 0), Version(1, 1))
+    state = make_role("generator", leases=[Version(1, 0)], time_s=time.time())
+    log.append([Output(topics.ROLES.name, b"generator-0", encode(state))])
+    publish(one, model, Version(1, 2), Version(1, 3))
+    assert sorted(remote.versions()) == [Version(1, 0), Version(1, 2), Version(1, 3)]
+    assert {path.name for path in (tmp_path / "weights").iterdir()} == {"1.0", "1.2", "1.3"}
+
+
+def test_a_version_that_could_not_be_uploaded_is_not_announced(tmp_path, log, source, model):
+    (tmp_path / "remote").write_bytes(b"a file where the folder should be")
+    remote = RemoteWeights(f"file://{tmp_path}/remote", wait=lambda seconds: None)
+    with pytest.raises(NotReadyError, match="cannot write it"):
+        publish(publisher(tmp_path, log, source, remote=remote), model, Version(1, 0))
+    assert announced(log) == {}
