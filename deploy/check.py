@@ -22,6 +22,7 @@ from deploy.check_log import Check, check_log, log_checks
 from deploy.check_model import check_model, check_model_files, check_reward_model, load_tokenizer
 from deploy.check_policies import check_policy
 from deploy.config import RunConfig
+from deploy.remote import check_stores
 from deploy.trial import try_reward
 from streaming.errors import NotReadyError, StreamDPOError
 
@@ -65,6 +66,7 @@ def all_checks(config: RunConfig, *, create_topics: bool = False, role: str | No
     ]
     last: list[Check] = [
         ("disk", lambda: check_disk(config)),
+        ("stores", lambda: check_stores(config)),
         ("ports", lambda: check_ports(config)),
         ("engine", lambda: check_engine(config)),
         ("compiler", check_compiler),
@@ -94,6 +96,7 @@ def preflight(config: RunConfig) -> None:
         else:
             check_reward_model(str(source.model), config)
     check_log(config)
+    check_stores(config)
     check_ports(config)
 
 
