@@ -13,7 +13,6 @@ from streaming import topics
 from streaming.history import entries
 from streaming.log.protocol import Output
 from streaming.records import PromptRequest, decode
-from streaming.stage import dead_letter
 from tests.e2e.test_run import RUN_S, SETTINGS, pairs, started, state, until, write_run
 
 pytestmark = pytest.mark.slow
@@ -28,37 +27,28 @@ def streamdpo(*arguments: object, code: int = 0) -> str:
     return done.stdout
 
 
-def spoil_and_send(run: Path) -> None:
-    """A request's bytes become a dead letter, and its group is taken out of the way: as if it had died unread."""
-    with open_run_log(load_run(run)) as log:
-        [(partition, offset)] = log.append([Output(topics.CANDIDATES.name, b"k", b"not a group")])
-        [entry] = [one for one in entries(log, topics.CANDIDATES.name) if one.value == b"not a group"]
-        assert (entry.partition, entry.offset) == (partition, offset)
-        log.append([dead_letter(entry, "RecordError: not a Group [really]", "scorer")])
-
-
 def test_each_command_answers_while_the_run_goes_on_and_when_it_is_over(tmp_path):
-    path, run = (
-        write_run(tmp_path, scheduler={**SETTINGS["scheduler"], "max_requests": 120}),
-        tmp_path / "runs" / "mine",
-    )
+    path = write_run(tmp_path, scheduler={**SETTINGS["scheduler"], "max_requests": 120})
+    run = tmp_path / "runs" / "mine"
     with started(path) as process:
         until(lambda: bool((found := state(run, "learner-0")) and found.numbers.get("step", 0) >= 6), process)
+        with open_run_log(load_run(run)) as log:
+            log.append([Output(topics.CANDIDATES.name, b"k", b"not a group")])
         look_into(run, tmp_path / "live")
         out, err = process.communicate(timeout=RUN_S)
     assert process.returncode == 0, err
     assert "end of data" in out
     assert "on their way: 0" in streamdpo("audit", run, "--final")
     look_into(run, tmp_path / "over")
-    spoil_and_send(run)
     assert "goes back" in streamdpo("redrive", run, "--dry-run")
-    assert "it went before" not in streamdpo("redrive", run, "--reason", "really", "--stage", "scorer", "--dry-run")
+    assert "sent: 1" in streamdpo("redrive", run, "--reason", "not a Group", "--stage", "scorer")
+    assert "it went before" in streamdpo("redrive", run)
+
     with open_run_log(load_run(run)) as log:
-        carried = log.newest(topics.BOOKS.name)
+        assert list(log.newest(topics.BOOKS.name)) == [b"policy"], "the scheduler carried the balance when it ended"
         requests = [decode(PromptRequest, entry.value) for entry in entries(log, topics.PROMPTS.name)]
         for topic in (topics.PROMPTS.name, topics.FEEDBACK.name):
             log.trim(log.end_offsets(topic))
-    assert list(carried) == [b"policy"], "the scheduler carried the balance when it ended"
     after = streamdpo("audit", run, "--final")
     assert f"{len({request.number for request in requests})} requests of policy" in after
     assert "goes on from the balance carried at" in after
