@@ -1,12 +1,14 @@
 """The log from inside an event loop: consumers behind a thread of their own, so that sampling never waits for it."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from streaming import topics
 from streaming.errors import LeaseLostError
+from streaming.fencing import AWAY_S
 from streaming.frontier import Frontier
 from streaming.log.protocol import Consumer, Entry, Log, Partition
 from streaming.records import WeightVersion, decode
@@ -41,8 +43,10 @@ class PromptReader(_Threaded):
     A partition that goes to another generator takes its open prompts with it: they are sampled there.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, *, away_s: float = AWAY_S) -> None:
         super().__init__(log.subscribe(GROUP, [topics.PROMPTS.name]))
+        self._away_s = away_s
+        self._heard_s = time.monotonic()
         self._frontiers: dict[Partition, Frontier] = {}
         self._open: set[tuple[Partition, int]] = set()
         self._next: dict[Partition, int] = {}
@@ -51,11 +55,26 @@ class PromptReader(_Threaded):
     async def read(self, *, max_records: int) -> list[Entry]:
         """Commit what was settled since, then the next prompts; empty after `POLL_S`."""
         entries, held = await self._do(lambda: self._commit_and_read(self._settled(), max_records))
+        self._heard_s = time.monotonic()
         for partition in set(self._frontiers) - held:
             self._forget(partition)
         for entry in entries:
             self._opened(entry)
         return entries
+
+    async def confirm(self) -> None:
+        """Give up the prompts that others answer by now: asked before an append, for this process may have stood still.
+
+        Nothing is asked of the log where it was heard of less than `away_s` ago.
+        """
+        if time.monotonic() - self._heard_s < self._away_s:
+            return
+        asked = {place: offset for frontier in self._frontiers.values() for place, offset in frontier.offsets().items()}
+        lost = await self._do(lambda: self._lost(asked))
+        self._heard_s = time.monotonic()
+        for partition in lost:
+            if partition in self._frontiers:
+                self._forget(partition)
 
     def is_open(self, entry: Entry) -> bool:
         """Whether this prompt is still ours to answer."""
@@ -96,6 +115,16 @@ class PromptReader(_Threaded):
         self._commit(settled)
         entries = self._consumer.read(max_records=max_records, timeout_s=POLL_S)
         return entries, set(self._consumer.positions())
+
+    def _lost(self, asked: dict[Partition, int]) -> list[Partition]:
+        """Those of the partitions that are another generator's: it commits where all is settled, one by one."""
+        lost = []
+        for partition, offset in asked.items():
+            try:
+                self._consumer.commit({partition: offset})
+            except LeaseLostError:
+                lost.append(partition)
+        return lost
 
     def _commit(self, settled: dict[Partition, int]) -> None:
         held = self._consumer.positions()

@@ -5,6 +5,8 @@ act, what it wrote is void:
 
     key of each epoch's own   a zombie's beat or weight version does not replace its heir's newer one
     fence of each epoch       feedback that an older epoch appends behind it counts for nobody
+
+Generators, scorers and selectors have no epoch to claim: another member of their group has their partitions by then.
 """
 
 from collections.abc import Iterable
@@ -16,6 +18,11 @@ from streaming.records import Feedback, WeightVersion, decode
 NUM_KEYS = 8
 """Epochs that have a key of their own in a compacted topic, so that its keys stay few: only a zombie that is exactly
 so many starts old writes over its heir's record, and that one must have passed its own look for an heir too."""
+
+
+AWAY_S = 5.0
+"""A member of a group that has not spoken with the log for so long asks whether it still holds its partitions before
+it appends: half of the embedded log's lease, and less than a Kafka session."""
 
 
 def epoch_key(key: str, epoch: int) -> bytes:

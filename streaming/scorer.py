@@ -18,10 +18,11 @@ from streaming.asking import Answered, Panel
 from streaming.config import ScoringConfig
 from streaming.endings import end
 from streaming.errors import LeaseLostError, RecordError, TooLargeError
+from streaming.fencing import AWAY_S
 from streaming.frontier import Frontier
 from streaming.heartbeat import Heartbeat
 from streaming.history import between
-from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
+from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
 from streaming.metrics import Metrics
 from streaming.records import Feedback, Group, Outline, PromptRequest, Record, Source, SourceRewards, decode, encode
 from streaming.rewards import WeightedSource
@@ -68,6 +69,12 @@ class _Shift:
         self._frontier = Frontier()
         self._next: dict[Partition, int] = {}
         self._seen: OrderedDict[str, tuple[int, int]] = OrderedDict()  # group id -> where it was first
+        self._committed_s = time.monotonic()
+
+    def confirm(self) -> None:
+        """Raises LeaseLostError where this process may have stood still, and others do its work by now."""
+        if time.monotonic() - self._committed_s >= AWAY_S:
+            self._commit(self._frontier.offsets())
 
     def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
         """New entries. What comes again, because a partition was lost and got back, is under way or settled."""
@@ -86,7 +93,11 @@ class _Shift:
             self.open.discard(_place(entry))
             self._frontier.settle((entry.topic, entry.partition), entry.offset)
         held = self.consumer.positions()
-        self.consumer.commit({place: offset for place, offset in self._frontier.offsets().items() if place in held})
+        self._commit({place: offset for place, offset in self._frontier.offsets().items() if place in held})
+
+    def _commit(self, offsets: Offsets) -> None:
+        self.consumer.commit(offsets)
+        self._committed_s = time.monotonic()
 
     def offsets(self) -> dict[Partition, int]:
         """The frontier of every partition that is held."""
@@ -223,6 +234,7 @@ class Scorer:
 
     def _write(self, shift: _Shift, finished: list[Finished]) -> None:
         """Append everything, then commit what is settled. A crash in between scores the same groups again."""
+        shift.confirm()
         try:
             self._append(finished)
         except TooLargeError:

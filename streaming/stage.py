@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from streaming import topics
 from streaming.errors import LeaseLostError, RecordError, TooLargeError
+from streaming.fencing import AWAY_S
 from streaming.history import between
 from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
 from streaming.metrics import Metrics
@@ -126,8 +127,12 @@ class Stage:
         explain: Explain | None = None,
         retry: Retry = NO_RETRY,
         max_records: int = 64,
+        away_s: float = AWAY_S,
     ) -> None:
-        """`name` stands in dead letters and metrics; `group` is the consumer group of `topics`."""
+        """`name` stands in dead letters and metrics; `group` is the consumer group of `topics`.
+
+        What took `away_s` or longer (the process may have stood still) is appended only where it is still ours to do.
+        """
         self._log = log
         self._metrics = metrics
         self._process = process
@@ -138,6 +143,7 @@ class Stage:
         self._explain = explain
         self._retry = retry
         self._max_records = max_records
+        self._away_s = away_s
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._lag_told_s = 0.0
 
@@ -183,6 +189,7 @@ class Stage:
         if not entries:
             return
         self._count("records_read_total", [entry.topic for entry in entries])
+        began_s = time.monotonic()
         ids: set[str] = set()
         results = []
         for entry in entries:
@@ -190,6 +197,9 @@ class Stage:
             if result.id is not None:
                 ids.add(result.id)
             results.append(result)
+        if time.monotonic() - began_s >= self._away_s and not _holds(consumer, entries):
+            self._metrics.count("retries_total", stage=self._name)
+            return
         done = self._append(results)
         self._remember(result.id for result in done if result.id is not None)
         try:
@@ -281,3 +291,15 @@ def _entries_before(log: Log, ends: dict[Partition, int], per_partition: int) ->
                 if not entries:
                     break
     return found
+
+
+def _holds(consumer: Consumer, entries: Sequence[Entry]) -> bool:
+    """Whether all these are still the consumer's to do: it commits where they begin, which is where its group is."""
+    begins: dict[Partition, int] = {}
+    for entry in entries:
+        begins.setdefault((entry.topic, entry.partition), entry.offset)
+    try:
+        consumer.commit(begins)
+    except LeaseLostError:
+        return False
+    return True

@@ -107,6 +107,35 @@ async def test_a_refused_commit_is_made_again_for_what_is_still_held(asked: Log)
     await reader.close()
 
 
+class LostConsumer(CrashingConsumer):
+    """A real consumer whose partitions are all another's."""
+
+    def commit(self, offsets: Offsets) -> None:
+        raise LeaseLostError("taken over", where="test", do="Join anew.")
+
+
+class LostLog(CrashingLog):
+    def subscribe(self, group: str, topics: Sequence[str]) -> LostConsumer:
+        return LostConsumer(self, self.log.subscribe(group, topics))
+
+
+async def test_a_reader_that_was_away_gives_up_what_another_one_holds_before_anything_is_written(asked: Log) -> None:
+    """Its own next read, which would tell, is still to come."""
+    reader = PromptReader(LostLog(asked), away_s=0.0)
+    entries = await reader.read(max_records=1000)
+    await reader.confirm()
+    assert not any(reader.is_open(entry) for entry in entries)
+    await reader.close()
+
+
+async def test_a_reader_that_is_alone_keeps_everything_however_long_it_was_away(asked: Log) -> None:
+    reader = PromptReader(asked, away_s=0.0)
+    entries = await reader.read(max_records=1000)
+    await reader.confirm()
+    assert all(reader.is_open(entry) for entry in entries)
+    await reader.close()
+
+
 class RewindingConsumer(CrashingConsumer):
     """A real consumer that loses its partitions and wins them back inside one read."""
 

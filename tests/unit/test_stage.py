@@ -1,16 +1,17 @@
 """The stage runner over a real log: what survives a crash, what is dropped, what becomes a dead letter."""
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 
-from streaming.errors import RecordError, StreamDPOError
-from streaming.log.protocol import Entry, Log, Output
+from streaming.errors import LeaseLostError, RecordError, StreamDPOError
+from streaming.log.protocol import Entry, Log, Offsets, Output
 from streaming.metrics import Metrics
 from streaming.records import DeadLetter, Feedback, decode
 from streaming.stage import Reason, Retry, Stage, dead_letter
 from tests.builders import make_entry, make_feedback
-from tests.fakes import Crash, CrashingLog
+from tests.fakes import Crash, CrashingConsumer, CrashingLog
 
 
 class Busy(Exception):
@@ -263,3 +264,28 @@ def test_an_error_of_ours_that_is_no_record_error_ends_the_stage(log: Log) -> No
 
 def never(pause_s: float) -> bool:
     return False
+
+
+class TakenConsumer(CrashingConsumer):
+    """A real consumer whose partitions are another's before it commits."""
+
+    def commit(self, offsets: Offsets) -> None:
+        raise LeaseLostError("taken over", where="test", do="Join anew.")
+
+
+class TakenLog(CrashingLog):
+    def subscribe(self, group: str, topics: Sequence[str]) -> TakenConsumer:
+        return TakenConsumer(self, self.log.subscribe(group, topics))
+
+
+def test_a_batch_that_took_long_is_not_written_where_another_member_does_it_by_now(log: Log) -> None:
+    fill(log, b"a", b"b")
+    work(TakenLog(log), make_stage(log, away_s=0.0))
+    assert values(log) == []
+
+
+def test_a_batch_that_took_long_is_written_where_nobody_took_it_over(log: Log) -> None:
+    fill(log, b"a", b"b")
+    work(log, make_stage(log, away_s=0.0))
+    assert values(log) == [b"A", b"B"]
+    assert log.committed("g", ["in"]) == log.end_offsets("in")
