@@ -15,7 +15,8 @@ from deploy.tiny_model import save_tiny_model
 from streaming import topics
 from streaming.log.protocol import Output
 from streaming.records import Record, encode
-from tests.builders import make_feedback, make_prompt, make_role
+from streaming.stage import dead_letter
+from tests.builders import make_entry, make_feedback, make_pair, make_prompt, make_role
 
 GOOD_REWARD = "def score(completions, **rest):\n    return [len(c) for c in completions]\n"
 
@@ -183,6 +184,55 @@ def test_the_audit_balances_or_says_why_not(tmp_path, model, capsys, endings, ar
     recorded(tmp_path, model, topics.FEEDBACK.name, *endings)
     assert execute(["audit", run, *arguments]) == code
     assert text in capsys.readouterr().out
+
+
+def test_a_trace_of_an_unknown_id_exits_with_2_and_says_what_to_give(tmp_path, model, capsys):
+    run = recorded(tmp_path, model, topics.PROMPTS.name, make_prompt(0))
+    assert execute(["trace", run, "ffff"]) == 2
+    assert "no pair, group or request 'ffff'" in capsys.readouterr().err
+    assert execute(["trace", run, "0"]) == 0
+    assert "on its way, last seen in asked" in capsys.readouterr().out
+
+
+def test_a_policy_that_the_run_does_not_have_is_refused(tmp_path, model, capsys):
+    run = recorded(tmp_path, model, topics.PROMPTS.name, make_prompt(0))
+    assert execute(["export", run, "--out", str(tmp_path / "out"), "--policy", "b"]) == 2
+    assert "It has: policy." in capsys.readouterr().err
+
+
+def test_an_export_of_nothing_says_so_and_writes_nothing(tmp_path, model, capsys):
+    run = recorded(tmp_path, model, topics.pairs("policy").name, make_pair())
+    assert execute(["export", run, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: 1 pairs that no durable step has trained" in printed
+    assert "nothing to write" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_redrive_shows_and_sends_nothing(tmp_path, model, capsys):
+    run = recorded(tmp_path, model, topics.PROMPTS.name, make_prompt(0))
+    letter = dead_letter(make_entry(b"junk", topic="pairs.policy"), "RecordError: [bad]", "learner")
+    with open_run_log(load_config(tmp_path / "run.yaml")) as log:
+        log.append([letter])
+    assert execute(["redrive", run, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "RecordError: [bad]" in printed
+    assert "sent:" not in printed
+    assert execute(["redrive", run, "--since", "1h", "--stage", "scorer"]) == 0
+    assert "no dead letters like that" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["audit"], ["trace", "0"], ["redrive"], ["export", "--out", "o"], ["status"]])
+def test_a_log_that_is_torn_is_told_without_a_traceback(tmp_path, model, capsys, command):
+    run = recorded(tmp_path, model, topics.PROMPTS.name, *(make_prompt(number) for number in range(500)))
+    file = Path(run) / "log.db"
+    file.write_bytes(file.read_bytes()[:8192] + b"\xff" * 40_000)
+    for rest in ("log.db-wal", "log.db-shm"):
+        (Path(run) / rest).unlink(missing_ok=True)
+    assert execute([command[0], run, *command[1:]]) == 1
+    printed = capsys.readouterr().err
+    assert "log.db" in printed
+    assert "Traceback" not in printed
 
 
 def test_the_schema_is_json(capsys):
