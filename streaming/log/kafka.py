@@ -38,6 +38,9 @@ _HEARTBEAT_S = 0.5
 _HEARTBEATS = 4
 """That may get lost in a session, at least."""
 
+_FETCH_WAIT_S = 0.2
+"""How long a broker holds an empty fetch back: new records come at once, but a seek waits for it."""
+
 _FETCHES = 4
 """Partitions' worth of `fetch_bytes` that one request brings: what a reader's memory is bounded by, about twice."""
 
@@ -163,6 +166,7 @@ class KafkaLog:
                 heartbeat_interval_ms=round(min(_HEARTBEAT_S, config.session_timeout_s / _HEARTBEATS) * 1000),
                 max_poll_interval_ms=round(config.max_poll_interval_s * 1000),
                 max_partition_fetch_bytes=config.fetch_bytes,
+                fetch_max_wait_ms=round(_FETCH_WAIT_S * 1000),
                 fetch_max_bytes=_FETCHES * config.fetch_bytes,
             )
         except KafkaError as cause:

@@ -14,13 +14,17 @@ from kafka.admin import MemberToRemove, OffsetSpec
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 
 from streaming.errors import LogError
-from streaming.log.kafka_failures import ask, missing_topic, unreachable
+from streaming.log.kafka_failures import ask, explain, missing_topic, passes, unreachable
 from streaming.log.protocol import Offsets, Partition
 
 T = TypeVar("T")
 
 _NEW_TOPIC_S = 2.0
 """How long a topic may be unknown: what was just created is not known to every broker at once."""
+
+
+_NOW_S = 2.0
+"""How long a question waits that has no time."""
 
 
 class Cluster:
@@ -84,6 +88,22 @@ class Cluster:
     def end_offsets(self, places: Sequence[TopicPartition]) -> dict[Partition, int]:
         """The offset that the next record will get."""
         return self._offsets(places, OffsetSpec.LATEST)
+
+    def end_offsets_now(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int] | None:
+        """The same by the cluster's names; None from a cluster that does not answer at once.
+
+        Not asked by a reader's own connection: there the broker answers nothing while a fetch waits for records.
+        """
+        try:
+            manager, wanted = self._admin._manager, dict.fromkeys(places, OffsetSpec.LATEST)
+            # list_partition_offsets, but for its timeout: a broker that hangs holds it up for a whole request.
+            asked = manager.call_soon(self._admin._async_list_partition_offsets, wanted)
+            answer = manager.run(manager.wait_for, asked, round(_NOW_S * 1000))
+        except KafkaError as error:
+            if not passes(error):
+                raise explain(error, where=self.servers) from error
+            return None
+        return {place: found.offset for place, found in answer.items()}
 
     def committed(self, group: str, topics: Sequence[str]) -> dict[Partition, int]:
         """Where a group goes on; the beginning of what it never committed."""

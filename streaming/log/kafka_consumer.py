@@ -256,8 +256,8 @@ class LogConsumer:
         """What lies in the log since before this read came to its end: an empty read means that there was nothing."""
         deadline_s = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline_s and self._held and not self._is_rebalancing():
-            ends = self._ends()
-            if ends is None or all(self._fetched(place) == ends.get(place, 0) for place in self._held):
+            ends = self._cluster.end_offsets_now(list(self._held))
+            if ends is None or all(self._fetched(place) == end for place, end in ends.items()):
                 return []
             self._poll(_CATCH_UP_S)
             if entries := self._take(max_records):
@@ -267,18 +267,6 @@ class LogConsumer:
     def _is_rebalancing(self) -> bool:
         """Others are being waited for: nothing is fetched until they have joined."""
         return self._group is not None and is_rebalancing(self._client)
-
-    def _ends(self) -> dict[TopicPartition, int] | None:
-        """Where the held partitions end; None from a cluster that does not say."""
-        try:
-            ends: dict[TopicPartition, int] = self._client.end_offsets(
-                list(self._held), timeout_ms=round(_PATIENCE_S * 1000)
-            )
-        except KafkaError as error:
-            if not passes(error):
-                raise explain(error, where=self._where()) from error
-            return None
-        return ends
 
     def _position(self, place: TopicPartition) -> int:
         """The next offset to give out."""
