@@ -7,6 +7,7 @@ same groups again: their records have the same ids, and readers keep the first. 
 generator crashed between writing and committing) the first in the log wins here already.
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -22,6 +23,7 @@ from streaming.fencing import AWAY_S
 from streaming.frontier import Frontier
 from streaming.heartbeat import Heartbeat
 from streaming.history import between
+from streaming.log.by_reference import unfetched
 from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
 from streaming.metrics import Metrics
 from streaming.records import Feedback, Group, Outline, PromptRequest, Record, Source, SourceRewards, decode, encode
@@ -37,6 +39,8 @@ _POLL_S = 0.01
 
 _IDLE_S = 0.2
 """How long it waits for new groups when it has none: long enough to cost nothing, short enough to stop at once."""
+
+_LOGGER = logging.getLogger(__name__)
 
 _TELL_S = 1.0
 """Between two looks at the lag, which cost a few seeks; a heartbeat goes out no more often."""
@@ -140,6 +144,7 @@ class Scorer:
         self._config = config
         self._num_groups = 0
         self._newest: deque[float] = deque(maxlen=_NEWEST)
+        self._logged: set[tuple[str, str]] = set()  # (source, reason)
         self._told_s = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -177,7 +182,7 @@ class Scorer:
         begins = self._log.begin_offsets(topic)
         recent = {place: max(begins[place], end - RESTORED_PER_PARTITION) for place, end in committed.items()}
         dead = dead_places(self._log)
-        for entry in between(self._log, recent, committed):
+        for entry in between(unfetched(self._log), recent, committed):
             if (entry.topic, entry.partition, entry.offset) not in dead:
                 shift.is_duplicate(entry.key.decode(errors="replace"), entry)
 
@@ -268,9 +273,16 @@ class Scorer:
                 continue
             for reason in filter(None, source.reasons):
                 self._metrics.count("rewards_missing_total", source=source.source, reason=reason)
+                self._log_once(source.source, reason)
             values = [value for value in source.values if value is not None]
             if values:
                 self._metrics.set("reward_mean", mean(values), source=source.source)
+
+    def _log_once(self, source: str, reason: str) -> None:
+        """The first reward that is missing for this reason; a source that says None means it."""
+        if reason != "not_applicable" and (source, reason) not in self._logged:
+            self._logged.add((source, reason))
+            _LOGGER.warning("reward source %s gave no reward: %s. Later ones are counted, not shown.", source, reason)
 
     def _tell(self, shift: _Shift) -> None:
         if time.monotonic() < self._told_s + _TELL_S:

@@ -17,6 +17,7 @@ from streaming import topics
 from streaming.errors import LeaseLostError, RecordError, TooLargeError
 from streaming.fencing import AWAY_S
 from streaming.history import between
+from streaming.log.by_reference import unfetched
 from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
 from streaming.metrics import Metrics
 from streaming.records import DeadLetter, Feedback, Outline, Source, decode, encode
@@ -103,7 +104,7 @@ def dead_places(log: Log) -> set[tuple[str, int, int]]:
     begins, ends = log.begin_offsets(topics.DEAD_LETTER.name), log.end_offsets(topics.DEAD_LETTER.name)
     newest = {place: max(begins[place], end - DEAD_PER_PARTITION) for place, end in ends.items()}
     sources = []
-    for entry in between(log, newest, ends):
+    for entry in between(unfetched(log), newest, ends):
         try:
             sources.append(decode(_LetterOutline, entry.value, where=entry.where).source)
         except RecordError:
@@ -163,7 +164,7 @@ class Stage:
             return
         ends = self._log.committed(self._group, self._topics)
         dead = dead_places(self._log)
-        for entry in _entries_before(self._log, ends, RESTORED_PER_PARTITION):
+        for entry in _entries_before(unfetched(self._log), ends, RESTORED_PER_PARTITION):
             if (entry.topic, entry.partition, entry.offset) in dead:
                 continue
             try:

@@ -38,6 +38,11 @@ def with_blobs(
     return ByReferenceLog(log, blobs, max_record_bytes=max_record_bytes, max_blob_bytes=max_blob_bytes)
 
 
+def unfetched(log: Log) -> Log:
+    """The same log, whose large values stay references: for who needs their keys or outlines only."""
+    return log.bare if isinstance(log, ByReferenceLog) else log
+
+
 def _counter(metrics: Metrics | None) -> Callable[[str], None]:
     if metrics is None:
         return lambda action: None
@@ -57,7 +62,7 @@ class ByReferenceLog:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`log` takes values up to `max_record_bytes`; the store takes those above, up to `max_blob_bytes`."""
-        self._log = log
+        self.bare = log
         self._blobs = blobs
         self._max_record_bytes = max_record_bytes
         self._max_blob_bytes = max_blob_bytes
@@ -69,35 +74,35 @@ class ByReferenceLog:
         for output in whole:
             self._check_size(output)
         names = [self._write(output) for output in whole]
-        places = self._log.append([_refer(output, name) for output, name in zip(whole, names, strict=True)])
+        places = self.bare.append([_refer(output, name) for output, name in zip(whole, names, strict=True)])
         self._place(names, places)
         self._sweeper.appended({output.topic for output in whole})
         return places
 
     def subscribe(self, group: str, topics: Sequence[str]) -> "ByReferenceConsumer":
-        return ByReferenceConsumer(self._log.subscribe(group, topics), self._blobs)
+        return ByReferenceConsumer(self.bare.subscribe(group, topics), self._blobs)
 
     def assign(self, offsets: Offsets) -> "ByReferenceConsumer":
-        return ByReferenceConsumer(self._log.assign(offsets), self._blobs)
+        return ByReferenceConsumer(self.bare.assign(offsets), self._blobs)
 
     def begin_offsets(self, topic: str) -> dict[Partition, int]:
-        return self._log.begin_offsets(topic)
+        return self.bare.begin_offsets(topic)
 
     def end_offsets(self, topic: str) -> dict[Partition, int]:
-        return self._log.end_offsets(topic)
+        return self.bare.end_offsets(topic)
 
     def committed(self, group: str, topics: Sequence[str]) -> dict[Partition, int]:
-        return self._log.committed(group, topics)
+        return self.bare.committed(group, topics)
 
     def newest(self, topic: str) -> dict[bytes, Entry]:
-        return {key: fetched(entry, self._blobs) for key, entry in self._log.newest(topic).items()}
+        return {key: fetched(entry, self._blobs) for key, entry in self.bare.newest(topic).items()}
 
     def trim(self, offsets: Offsets) -> None:
-        self._log.trim(offsets)
+        self.bare.trim(offsets)
 
     def close(self) -> None:
         self._sweeper.close()
-        self._log.close()
+        self.bare.close()
 
     def __enter__(self) -> "ByReferenceLog":
         return self

@@ -6,7 +6,7 @@ import msgspec
 
 from streaming import topics
 from streaming.errors import RecordError
-from streaming.records import Group, PromptRequest, Record, ScoredGroup, decode, encode
+from streaming.records import DeadLetter, Group, PromptRequest, Record, ScoredGroup, Source, decode, encode
 
 
 class _Group(Record, frozen=True, kw_only=True):
@@ -22,6 +22,14 @@ class _ScoredGroup(Record, frozen=True, kw_only=True):
     group: _Group
 
 
+class _DeadLetter(Record, frozen=True, kw_only=True):
+    """The outline of a DeadLetter: all but the bytes."""
+
+    stage: str
+    source: Source
+    reason: str
+
+
 def outline(topic: str, value: bytes) -> bytes:
     """A few fields of the value under their own names, without its texts; empty where nothing is known about it."""
     row = topics.find(topic)
@@ -30,6 +38,8 @@ def outline(topic: str, value: bytes) -> bytes:
             return encode(_without_texts(decode(_Group, value)))
         if row is not None and row.record is ScoredGroup:
             return encode(_ScoredGroup(group=_without_texts(decode(_ScoredGroup, value).group)))
+        if row is not None and row.record is DeadLetter:
+            return encode(decode(_DeadLetter, value))
     except RecordError:
         return b""
     return b""

@@ -81,7 +81,8 @@ class Rig:
         self.blobs = folder / "blobs"
         self.clock = Clock()
         self.pauses_s: list[float] = []
-        self.store = BlobStore(str(self.blobs), wait=self.pauses_s.append)
+        self.counted: list[str] = []
+        self.store = BlobStore(str(self.blobs), wait=self.pauses_s.append, count=self.counted.append)
         self._opened: list[Log] = []
 
     def open(self, *, max_record_bytes: int = MAX_RECORD_BYTES, max_blob_bytes: int = MAX_BLOB_BYTES) -> Log:
@@ -376,6 +377,13 @@ def until(log: Log, topic: str, num: int) -> None:
         drain(consumer, num)
 
 
+def until_committed(log: Log, group: str, topic: str) -> None:
+    """Wait until a group is done with everything in a topic."""
+    give_up_s = time.monotonic() + WAIT_S
+    while log.committed(group, [topic]) != log.end_offsets(topic):
+        assert time.monotonic() < give_up_s
+
+
 def large_group(number: int, *, num_candidates: int, num_tokens: int) -> Group:
     """A group of a model with a vocabulary of 128,000, four characters to the token."""
     rng = random.Random(number)
@@ -438,6 +446,22 @@ def test_a_scored_group_whose_blob_is_damaged_ends_its_request_and_the_rest_is_s
         until(log, "pairs.policy", 1)
     [feedback] = records(log, Feedback, "feedback")
     assert (feedback.request_number, feedback.ending, feedback.reason) == (0, "dead_lettered", "record")
+
+
+def test_a_restart_recalls_what_it_has_done_without_fetching_it(rig: Rig, log: Log) -> None:
+    groups = [large_group(number, num_candidates=4, num_tokens=200) for number in range(4)]
+    log.append([Output("candidates", group.group_id.encode(), encode(group)) for group in groups])
+    for _ in range(2):  # the second time everything comes again: it was sampled anew
+        with scoring(log, Metrics("scorer")):
+            until_committed(log, "scorer", "candidates")
+        with selecting(log, Metrics("selector")):
+            until_committed(log, "selector.policy", "scored")
+        log.append([Output("candidates", group.group_id.encode(), encode(group)) for group in groups])
+    assert len(records(log, ScoredGroup, "scored")) == len(values(log, "pairs.policy")) == 4
+    rig.counted.clear()
+    with selecting(log, Metrics("selector")):
+        until_committed(log, "selector.policy", "scored")
+    assert "read" not in rig.counted
 
 
 def test_a_dead_letter_of_a_lost_blob_comes_back_once_the_blob_is_restored(rig: Rig, log: Log) -> None:

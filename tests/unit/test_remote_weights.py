@@ -73,7 +73,7 @@ def test_a_version_that_was_half_uploaded_is_none(remote: RemoteWeights, tmp_pat
     (directory / "model.bin").unlink()
     with pytest.raises(NotReadyError):
         remote.upload(directory, V1, sha256)
-    with pytest.raises(WeightsError, match="not there"):
+    with pytest.raises(WeightsError, match=r"manifest\.json: it is not there"):
         remote.download(V1, sha256, tmp_path / "there")
     assert not (tmp_path / "there").exists()
 
