@@ -44,6 +44,10 @@ class Placed(NamedTuple):
     value: bytes
 
 
+class _WedgedError(KafkaError):  # type: ignore[misc]
+    """A future was not resolved although kafka-python's own time for it is long over."""
+
+
 class Budget:
     """Bytes that may be on their way at once, over all threads: kafka-python's own buffer has no bound."""
 
@@ -76,9 +80,16 @@ class Appender:
     """Sends records and waits until they are durable. Safe to use from several threads; connects when first used."""
 
     def __init__(
-        self, make: Callable[[], KafkaProducer], config: KafkaConfig, *, servers: str, metrics: Metrics | None
+        self,
+        make: Callable[[], KafkaProducer],
+        config: KafkaConfig,
+        *,
+        servers: str,
+        metrics: Metrics | None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`make` connects a new producer; its KafkaErrors are ours to explain."""
+        self._clock = clock
         self._make = make
         self._timeout_s = config.delivery_timeout_s
         self._servers = servers
@@ -98,12 +109,15 @@ class Appender:
         with self._budget.hold(num_bytes):
             offsets: dict[int, int] = {}
             left = list(range(len(records)))
-            deadline_s = time.monotonic() + self._timeout_s
+            deadline_s = self._clock() + self._timeout_s
             pause_s = _FIRST_PAUSE_S
+            was_wedged = False
             while left:
                 error = self._attempt(records, left, offsets)
                 left = _unsettled(records, offsets)
-                if error is not None:
+                if isinstance(error, _WedgedError) and not was_wedged:
+                    was_wedged, deadline_s = True, self._clock() + self._timeout_s  # the time was not the cluster's
+                elif error is not None:
                     self._give_up_unless_it_passes(error, deadline_s, records[left[0]] if left else records[0])
                     time.sleep(pause_s)
                     pause_s = min(2 * pause_s, _LAST_PAUSE_S)
@@ -124,15 +138,15 @@ class Appender:
         except KafkaError as error:
             return error
         first: KafkaError | None = None
-        deadline_s = time.monotonic() + self._timeout_s + _GRACE_S
+        deadline_s = self._clock() + self._timeout_s + _GRACE_S
         for i, future in futures.items():
             try:
-                offsets[i] = future.get(timeout=max(0.0, deadline_s - time.monotonic())).offset
+                offsets[i] = future.get(timeout=max(0.0, deadline_s - self._clock())).offset
             except KafkaError as error:
                 first = first or error
                 if not future.is_done:  # the library has long given up on it, or should have: this is the wedge
                     self._replace(producer)
-                    return first
+                    return _WedgedError(f"the producer never answered: {error}")
                 if not passes(error):
                     self._replace(producer)
         return first
@@ -141,7 +155,7 @@ class Appender:
         where = f"{self._servers}: {record.topic}/{record.partition}"
         if self._is_closed or isinstance(error, AuthorizationError) or is_too_large(error):
             raise explain(error, where=where) from error
-        if time.monotonic() > deadline_s:
+        if self._clock() > deadline_s:
             raise LogError(
                 f"not acknowledged within {self._timeout_s:g} s: {type(error).__name__}: {error}",
                 where=where,

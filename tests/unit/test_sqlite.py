@@ -24,11 +24,6 @@ def test_a_url_that_names_no_log_is_refused_with_its_form(url: str) -> None:
         open_log(url, run="r", max_record_bytes=2**16, max_bytes=2**30)
 
 
-def test_kafka_is_refused_because_this_release_has_none() -> None:
-    with pytest.raises(ConfigError, match="not available in this release"):
-        open_log("kafka://host:9092", run="r", max_record_bytes=2**16, max_bytes=2**30)
-
-
 def test_older_records_of_a_key_do_not_fill_a_compacted_topic(tmp_path: Path) -> None:
     with open_log(f"sqlite:///{tmp_path}/a.db", run="r", max_record_bytes=2**16, max_bytes=2**30) as log:
         for i in range(100):
