@@ -44,16 +44,21 @@ _GROUPS = ("generators", "scorer", _SELECTORS)
 
 ROLES: dict[str, Access] = {
     "scheduler": Access(
-        reads=(topics.PROMPTS.name, topics.FEEDBACK.name, *_FOLLOWED), writes=(topics.PROMPTS.name, *_TOLD)
+        reads=(topics.PROMPTS.name, topics.FEEDBACK.name, topics.BOOKS.name, *_FOLLOWED),
+        writes=(topics.PROMPTS.name, topics.BOOKS.name, *_TOLD),
     ),
     "generator": Access(
         reads=(topics.PROMPTS.name, *_FOLLOWED), writes=(topics.CANDIDATES.name, *_TOLD), groups=("generators",)
     ),
     "scorer": Access(
-        reads=(topics.CANDIDATES.name, *_FOLLOWED), writes=(topics.SCORED.name, *_TOLD), groups=("scorer",)
+        reads=(topics.CANDIDATES.name, topics.DEAD_LETTER.name, *_FOLLOWED),  # its own letters, after a restart
+        writes=(topics.SCORED.name, *_TOLD),
+        groups=("scorer",),
     ),
     "selector": Access(
-        reads=(topics.SCORED.name, *_FOLLOWED), writes=(topics.pairs("{policy}").name, *_TOLD), groups=(_SELECTORS,)
+        reads=(topics.SCORED.name, topics.DEAD_LETTER.name, *_FOLLOWED),
+        writes=(topics.pairs("{policy}").name, *_TOLD),
+        groups=(_SELECTORS,),
     ),
     "learner": Access(
         reads=(topics.pairs("{policy}").name, *_FOLLOWED),

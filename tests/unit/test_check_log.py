@@ -46,8 +46,8 @@ def test_missing_topics_are_told_and_created_when_asked_to(tmp_path: Path, kafka
     missing = looked_at(config)["topics"]
     assert "not there: create.prompts, create.candidates" in missing
     assert "streamdpo check CONFIG --create-topics" in missing
-    assert looked_at(config, create_topics=True)["topics"].startswith("8 as wanted, created: create.prompts")
-    assert looked_at(config)["topics"] == "8 as wanted, none created"
+    assert looked_at(config, create_topics=True)["topics"].startswith("9 as wanted, created: create.prompts")
+    assert looked_at(config)["topics"] == "9 as wanted, none created"
 
 
 def test_a_topic_that_differs_is_told_with_the_command_that_mends_it(tmp_path: Path, kafka: Address) -> None:
@@ -77,7 +77,7 @@ def test_rights_are_asked_for_every_role_or_for_one(tmp_path: Path, kafka: Addre
 
 def test_the_command_line_creates_topics_and_says_so(tmp_path: Path, kafka: Address, capsys: Any) -> None:
     execute(["check", str(run_on(tmp_path, "command", kafka.bootstrap)), "--create-topics"])
-    assert "ok    topics: 8 as wanted, created: command.prompts" in capsys.readouterr().out
+    assert "ok    topics: 9 as wanted, created: command.prompts" in capsys.readouterr().out
 
 
 def test_the_command_line_prints_the_rights_of_each_role(tmp_path: Path, capsys: Any) -> None:
@@ -86,7 +86,7 @@ def test_the_command_line_prints_the_rights_of_each_role(tmp_path: Path, capsys:
     assert [line.removeprefix("# ") for line in lines if line.startswith("#")] == list(ROLES)
     assert (
         "kafka-acls.sh --bootstrap-server broker:9092 --add --allow-principal User:scorer --operation Read "
-        "--topic mine.candidates --topic mine.weights --topic mine.roles --group mine.scorer"
+        "--topic mine.candidates --topic mine.dead-letter --topic mine.weights --topic mine.roles --group mine.scorer"
     ) in lines
 
 
