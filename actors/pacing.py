@@ -57,6 +57,11 @@ class Outstanding:
         self._train: dict[int, set[int]] = {}  # request number -> the examples of it that have ended
         self._eval: set[int] = set()
 
+    def go_on(self, next_number: int, next_ordinal: int) -> None:
+        """Everything before these was issued, even where the log no longer shows it."""
+        self.next_number = max(self.next_number, next_number)
+        self.next_ordinal = max(self.next_ordinal, next_ordinal)
+
     def issue(self, request: PromptRequest) -> None:
         """A request is durable in the log."""
         self.next_number = max(self.next_number, request.number + 1)

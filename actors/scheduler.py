@@ -15,6 +15,7 @@ from actors.pacing import Order, Outstanding, total_requests
 from actors.prompts import Prompt
 from actors.rounds import Rounds
 from streaming import topics
+from streaming.books import newest_carried
 from streaming.errors import RecordError
 from streaming.fencing import read_fences
 from streaming.heartbeat import Heartbeat, refuse_to_be_second, role_states
@@ -119,6 +120,9 @@ class Scheduler:
     # Rebuilding: first what was issued, then what has ended.
 
     def _rebuild(self) -> dict[tuple[str, int], int]:
+        carried = newest_carried(self._log, self._policy)
+        if carried is not None:  # what retention has taken, or what a new log begins with
+            self._outstanding.go_on(max((end for _, end in carried.issued), default=0), carried.next_ordinal)
         for entry in entries(self._log, topics.PROMPTS.name):
             request = decode(PromptRequest, entry.value, where=entry.where)
             self._issued(request)

@@ -63,6 +63,20 @@ def run(config: Config, set_: Set = None) -> None:
 
 
 @app.command()
+def recover(config: Config, set_: Set = None) -> None:
+    """Begin a new log from the newest checkpoint, where the whole log is lost. `run` goes on with it then."""
+    from deploy.recover import recover as begin
+
+    settings = load_config(config, set_ or [])
+    for one in begin(settings):
+        print(f"{one.policy}: a new log from step {one.step}, version {one.version} ({one.directory})")
+        print(f"  settled for ever, never trained again: {one.num_settled} requests")
+        print(f"  the next request is number {one.next_number}, the next training prompt number {one.next_ordinal}")
+    print("gone with the log: requests that were on their way, held-out measurements, dead letters, the audit before")
+    print(f"go on: streamdpo run {config}")
+
+
+@app.command()
 def demo() -> None:
     """Improve a tiny model that is trained on the spot: no network, no GPU, no settings."""
     from deploy.demo import run_demo

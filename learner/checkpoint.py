@@ -61,6 +61,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     reader: ReaderState
     endings: list[Feedback]  # became final with this checkpoint; written after it, and again by whoever resumes
     probe: ProbeTokens | None = None
+    issued: int = 0  # training requests issued by then, as the scheduler told
     format: int = FORMAT
 
 
@@ -70,6 +71,7 @@ class Beginning(msgspec.Struct, frozen=True):
     epoch: int
     origin: str | None  # a checkpoint's directory, below the root; None: the initial model
     fences: list[Fence] = []
+    is_new_log: bool = False  # the log was lost: offsets and fences of older epochs mean nothing in the present one
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -107,17 +109,26 @@ def claim_epoch(root: Path, *, at_least: int) -> int:
             return epoch
 
 
-def write_beginning(root: Path, epoch: int, origin: Checkpoint | None, fences: list[Fence]) -> None:
+def write_beginning(
+    root: Path, epoch: int, origin: Checkpoint | None, fences: list[Fence], *, is_new_log: bool = False
+) -> None:
     """Make durable what this epoch starts from. Before that it has started from nothing, and hides nothing."""
     name = None if origin is None else str(origin.directory.relative_to(root))
-    content = msgspec.json.encode(Beginning(epoch, name, fences))
+    content = msgspec.json.encode(Beginning(epoch, name, fences, is_new_log))
     write_durably(root / f"epoch-{epoch}" / BEGINNING, content)
 
 
 def fences(root: Path) -> list[Fence]:
-    """The fences of every epoch that wrote down how it began; an epoch is there once for each that knew of it."""
+    """The fences that epochs of the present log wrote down; one is there once for each epoch that knew of it."""
     begun = [_beginning(path) for _, path in _numbered(root, _EPOCH)]
-    return [fence for one in begun if one is not None for fence in one.fences]
+    first = log_began(root)
+    return [fence for one in begun if one is not None and one.epoch >= first for fence in one.fences]
+
+
+def log_began(root: Path) -> int:
+    """The epoch with which the present log began, 0 for the first log: offsets of older epochs are of another one."""
+    begun = [_beginning(path) for _, path in _numbered(root, _EPOCH)]
+    return max((one.epoch for one in begun if one is not None and one.is_new_log), default=0)
 
 
 def save(

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from learner import checkpoint
 from learner.checkpoint import Checkpoint
+from learner.pairs import ReaderState
 from streaming import topics
-from streaming.errors import SupersededError
+from streaming.errors import NotReadyError, SupersededError
 from streaming.log.protocol import Log
 from streaming.records import Fence, WeightVersion, decode
 
@@ -42,6 +43,7 @@ class Claim:
         ends = log.end_offsets(topics.FEEDBACK.name)
         fence = Fence(epoch=self.epoch, ends=sorted((number, end) for (_, number), end in ends.items()))
         self.origin: Checkpoint | None = checkpoint.newest(root)  # after the fence: it holds all that counts before it
+        self._refuse_another_log()
         known = [*(published.fences if published else []), *checkpoint.fences(root), fence]
         self.fences = _still_needed(known, log)
         checkpoint.write_beginning(root, self.epoch, self.origin, self.fences)
@@ -54,6 +56,28 @@ class Claim:
                 f"epoch {newest} of this policy is running, this is epoch {self.epoch}",
                 where=f"policy {self._policy}",
                 do="Nothing: the newer learner goes on from the newest checkpoint; what this one did since is void.",
+            )
+
+    @property
+    def reader(self) -> ReaderState | None:
+        """Where to read on, and what is settled for ever. Offsets of a log that is lost mean nothing."""
+        if self.origin is None:
+            return None
+        state = self.origin.state
+        is_of_this_log = state.version.epoch >= checkpoint.log_began(self._root)
+        return state.reader if is_of_this_log else ReaderState([], state.reader.settled)
+
+    def _refuse_another_log(self) -> None:
+        """Every epoch announces a version before its first checkpoint, and the newest announcement stays for ever."""
+        if self.origin is None:
+            return
+        of = self.origin.state.version.epoch
+        if of >= checkpoint.log_began(self._root) and self._newest_announced < of:
+            raise NotReadyError(
+                f"the log knows nothing of epoch {of}, which the newest checkpoint is of: it is another log",
+                where=str(self.origin.directory),
+                do="Put the log back in its place. If it is lost: `streamdpo recover` starts a new one from the "
+                "checkpoint, and then the same run goes on.",
             )
 
     def close(self) -> None:

@@ -79,9 +79,11 @@ class Lead:
         self._to_repeat = [endings.repeated(one, by=claim.epoch) for one in (state.endings if state else [])]
         self._ended: list[Feedback] = []  # consumed since the newest checkpoint
         self._saved_step = self._step if state else None
+        self._issued = state.issued if state else 0
+        self._has_announced = False  # this epoch's first version
         self._published_step = self._step
         self._num_non_finite = 0
-        self._reader = PairReader(log, metrics, policy=policy, judge=self._judge, state=state.reader if state else None)
+        self._reader = PairReader(log, metrics, policy=policy, judge=self._judge, state=claim.reader)
 
     def run(self, stop: threading.Event) -> None:
         """Train until `stop`, `max_steps` or the end of the data, then commit a checkpoint of whatever is new."""
@@ -236,6 +238,10 @@ class Lead:
     def _checkpoint(self) -> None:
         with self._metrics.time.spend("updating"):
             self._claim.refuse_to_be_second()
+            if not self._has_announced:
+                self._publisher.wait()  # so that a checkpoint's log always knows its epoch, and another one does not
+                self._has_announced = True
+            self._issued = max(self._issued, int(self._scheduler_numbers().get("issued", 0)))
             finals = [endings.final(one) for one in self._ended]
             self._trainer.save(
                 State(
@@ -246,6 +252,7 @@ class Lead:
                     reader=self._reader.state(),
                     endings=finals,
                     probe=self._probe,
+                    issued=self._issued,
                 ),
                 self._claim.refuse_to_be_second,
             )

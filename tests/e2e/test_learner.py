@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deploy.config import load_config
+from deploy.recover import recover
 from deploy.tiny_model import save_tiny_model
 from learner import checkpoint, claim
 from streaming import topics
@@ -190,9 +192,44 @@ def test_a_restart_takes_the_next_epoch_and_publishes_what_it_restored(run, mode
     assert_same(parameters(run), saved)
 
 
-def test_endings_that_a_crash_kept_from_the_log_are_written_by_the_next_start(uninterrupted, model, tmp_path):
-    """The log of the copied run has nothing but pairs, as if the crash came right after the checkpoint."""
+def announce(run, version):
+    """As an earlier start of the learner did."""
+    with open_run(run) as log:
+        log.append([Output(topics.WEIGHTS.name, b"policy/full", encode(make_weights(version)))])
+
+
+def test_a_checkpoint_is_not_gone_on_from_with_another_log(uninterrupted, model, tmp_path):
+    """Its offsets would lead into the middle of other records, and numbers that are settled would come again."""
     shutil.copytree(uninterrupted / "checkpoints", tmp_path / "checkpoints")
+    record(tmp_path, *recorded_pairs())
+    assert train(tmp_path, model) == [1]
+    assert "the log knows nothing of epoch 1" in logs(tmp_path)
+    assert "streamdpo recover" in logs(tmp_path)
+
+
+def test_a_run_whose_log_is_lost_goes_on_from_its_checkpoint_in_a_new_one(run, model):
+    settings = {**SETTINGS, "max_steps": 4}
+    assert train(run, model, settings) == [0]
+    before = {number for _, number, _ in trained(run)}
+    for path in run.glob("log.db*"):
+        path.unlink()
+    (run / "run.yaml").write_text(
+        "{name: run, directory: ., model: m, prompts: {path: p.jsonl}, rewards: [{name: a, function: a:b}]}"
+    )
+    [found] = recover(load_config(run / "run.yaml"))
+    assert (found.step, found.next_number) == (4, max(before) + 1)
+    again = [pair for pair in recorded_pairs() if pair.request_number in before]
+    record(run, *again, *(make_pair(found.next_number + i) for i in range(10)))
+    assert train(run, model, {**settings, "max_steps": 6}) == [0], logs(run)
+    later = {number for step, number, _ in trained(run) if step > 4}
+    assert later == {found.next_number + i for i in range(10)}
+    assert newest_version(run).epoch == 3
+
+
+def test_endings_that_a_crash_kept_from_the_log_are_written_by_the_next_start(uninterrupted, model, tmp_path):
+    """The log of the copied run has only pairs and a version, as if the crash came right after the checkpoint."""
+    shutil.copytree(uninterrupted / "checkpoints", tmp_path / "checkpoints")
+    announce(tmp_path, Version(1, 6))
     record(tmp_path, *recorded_pairs())
     assert train(tmp_path, model) == [0], logs(tmp_path)
     newest_batches = [one for one in trained(uninterrupted) if one[0] > 9]
@@ -221,6 +258,7 @@ def test_settings_that_do_not_fit_the_model_or_the_checkpoint_are_refused(
     uninterrupted, model, tmp_path, changes, problem
 ):
     shutil.copytree(uninterrupted / "checkpoints", tmp_path / "checkpoints")
+    announce(tmp_path, Version(1, 6))
     assert train(tmp_path, model, {**SETTINGS, **changes}) == [1]
     assert problem in logs(tmp_path)
 

@@ -33,10 +33,11 @@ def claim(tmp_path, log):
 
 
 @pytest.fixture
-def commit(tmp_path, ranks):
-    """Commits a checkpoint of an epoch."""
+def commit(tmp_path, log, ranks):
+    """Commits a checkpoint of an epoch, which has announced a version before."""
 
     def save(epoch, step, engine=None, **settings):
+        announce(log, Version(epoch, 0))
         state = make_state(step, epoch=epoch)
         engine = engine or FileEngine()
         return checkpoint.save(tmp_path / "checkpoints", state, engine, ranks, **{"keep": 9, **settings})
