@@ -233,7 +233,8 @@ def trace(
     if as_json:
         print(json.dumps([trace_page.as_json(one) for one in found], indent=2))
         return
-    _console().print(trace_page.joined(trace_page.page(one, settings.selection) for one in found))
+    made_with = {policy.name: policy.selection for policy in settings.every_policy}
+    _console().print(trace_page.joined(trace_page.page(one, made_with.get(one.policy)) for one in found))
 
 
 @app.command()
