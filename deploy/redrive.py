@@ -25,6 +25,7 @@ from deploy.lookup import at
 from streaming import topics
 from streaming.errors import ConfigError, RecordError
 from streaming.history import entries
+from streaming.log.by_reference import missing_blob
 from streaming.log.protocol import Entry, Log, Output, Partition
 from streaming.records import (
     FINAL_ENDINGS,
@@ -100,6 +101,7 @@ class _Letter(NamedTuple):
     place: Source
     letter: DeadLetter  # without its bytes
     asked: _Asked | None
+    missing: str | None = None  # why the bytes cannot go: they lay beside the log
 
 
 def plan(log: Log, policies: Sequence[str], wanted: Wanted) -> list[Planned]:
@@ -161,7 +163,8 @@ def _read(log: Log, wanted: Wanted) -> tuple[set[Source], list[_Letter]]:
             marked.add(letter.source)
         elif wanted.takes(letter):
             asked = _asked(letter)
-            letters.append(_Letter(_source(entry), msgspec.structs.replace(letter, value=b""), asked))
+            missing = missing_blob(log, letter.value)
+            letters.append(_Letter(_source(entry), msgspec.structs.replace(letter, value=b""), asked, missing))
     return marked, sorted(letters, key=lambda one: one.letter.time_s)
 
 
@@ -176,6 +179,8 @@ def _planned(
         left = "it went before"
     elif topics.find(source.topic) is None:
         left = f"the run has no topic {source.topic}"
+    elif one.missing is not None:
+        left = f"its bytes are not there: {one.missing}"
     elif asked is not None and asked.is_eval:
         left = "an evaluation: its round is measured again by itself"
     elif ended is not None:
@@ -269,7 +274,8 @@ def _asked(letter: DeadLetter) -> _Asked | None:
 
 def _send(log: Log, going: Sequence[Planned]) -> int:
     """Reopen, send, mark: each durable before the next, so that a crash never marks what did not go."""
-    letters = [(one, letter) for one in going if (letter := _letter_at(log, one.place)) is not None]
+    found = [(one, letter) for one in going if (letter := _letter_at(log, one.place)) is not None]
+    letters = [(one, letter) for one, letter in found if missing_blob(log, letter.value) is None]
     log.append([output for one, _ in letters for output in one.reopened])
     sent = [Output(letter.source.topic, letter.key, letter.value) for _, letter in letters]
     places = log.append(sent)

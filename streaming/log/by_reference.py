@@ -43,6 +43,17 @@ def unfetched(log: Log) -> Log:
     return log.bare if isinstance(log, ByReferenceLog) else log
 
 
+def missing_blob(log: Log, value: bytes) -> str | None:
+    """Why these bytes could not be appended: the blob that they name is gone or damaged. None for all others."""
+    if not isinstance(log, ByReferenceLog):
+        return None
+    try:
+        log.inline(value)
+    except RecordError as error:
+        return f"{error.what} ({error.where})"
+    return None
+
+
 def _counter(metrics: Metrics | None) -> Callable[[str], None]:
     if metrics is None:
         return lambda action: None
@@ -70,7 +81,7 @@ class ByReferenceLog:
 
     def append(self, outputs: Iterable[Output]) -> list[tuple[int, int]]:
         """As the protocol says. Raises RecordError where a reference (of a dead letter) names a blob that is gone."""
-        whole = [self._inline(output) for output in outputs]
+        whole = [output._replace(value=self.inline(output.value)) for output in outputs]
         for output in whole:
             self._check_size(output)
         names = [self._write(output) for output in whole]
@@ -100,6 +111,15 @@ class ByReferenceLog:
     def trim(self, offsets: Offsets) -> None:
         self.bare.trim(offsets)
 
+    def inline(self, value: bytes) -> bytes:
+        """The value that a reference names, as a dead letter holds one; all other bytes as they are.
+
+        It is written anew when it is appended, so that the blob lives as long as its newest record. Raises
+        RecordError where the blob is gone or damaged.
+        """
+        reference = decode_reference(value)
+        return value if reference is None else self._blobs.read(reference.location, reference.num_bytes)
+
     def close(self) -> None:
         self._sweeper.close()
         self.bare.close()
@@ -111,13 +131,6 @@ class ByReferenceLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _inline(self, output: Output) -> Output:
-        """A reference that comes back from the dead letters is written anew: the blob lives as long as its record."""
-        reference = decode_reference(output.value, where=output.topic)
-        if reference is None:
-            return output
-        return output._replace(value=self._blobs.read(reference.location, reference.num_bytes))
 
     def _check_size(self, output: Output) -> None:
         limit = max(self._max_record_bytes, self._max_blob_bytes)

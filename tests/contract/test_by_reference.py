@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient
 
+from deploy.redrive import Wanted, carry_out, plan
 from learner.pairs import PairReader
 from streaming import topics
 from streaming.blobs import BlobStore
@@ -471,14 +472,26 @@ def test_a_dead_letter_of_a_lost_blob_comes_back_once_the_blob_is_restored(rig: 
     away = lost.rename(rig.blobs / "away")
     with scoring(log, Metrics("scorer")):
         until(log, "dead-letter", 1)
-    [letter] = records(log, DeadLetter, "dead-letter")
-    again = Output(letter.source.topic, letter.key, letter.value)
-    with pytest.raises(RecordError, match="missing"):
-        log.append([again])
+        until_committed(log, "scorer", "candidates")
+    [planned] = plan(log, ["policy"], Wanted())
+    assert planned.left is not None and "the blob is missing" in planned.left
+    assert carry_out(log, [planned._replace(left=None)]) == 0
+    assert len(values(log, "feedback")) == len(values(log)) == 1
     away.rename(lost)
-    log.append([again])
-    assert values(log)[1] == encode(group)
-    assert decode_reference(values(rig.bare)[1]) == decode_reference(values(rig.bare)[0])
+    [planned] = plan(log, ["policy"], Wanted())
+    assert carry_out(log, [planned]) == 1
+    with scoring(log, Metrics("scorer")):
+        until(log, "scored", 1)
+    assert [scored.group for scored in records(log, ScoredGroup, "scored")] == [group]
+
+
+def test_a_reference_whose_blob_is_gone_is_not_appended(rig: Rig, log: Log) -> None:
+    append(log, LARGE)
+    for file in rig.files():
+        file.unlink()
+    with pytest.raises(RecordError, match="missing"):
+        append(log, SMALL, *values(rig.bare))
+    assert len(values(log)) == 1
 
 
 def test_a_pair_whose_blob_is_gone_is_a_dead_letter_of_the_learner(rig: Rig, log: Log) -> None:
