@@ -7,7 +7,8 @@ import msgspec
 from streaming.errors import RecordError
 
 SCHEMA = 1
-"""Number of this release's record layout; a new release reads every older one."""
+"""Number of this release's record layout; a new release reads every older one. New fields with defaults leave it: older
+releases ignore them. It rises only where an older release must not read on. 1 is not written: its absence says it."""
 
 REFERENCE_MARK = b"\xc1blob"
 """How the bytes of a Reference begin: msgpack never uses the byte 0xc1, so no other record begins like this."""
@@ -63,17 +64,42 @@ def decode_reference(value: bytes, *, where: str = "record") -> Reference | None
 def decode(kind: type[R], value: bytes, *, where: str = "record") -> R:
     """The record in these bytes.
 
-    Raises RecordError where they are not a `kind`: bad msgpack, a missing field, a wrong type, a blob that is gone.
+    Raises RecordError where they are not a `kind`: bad msgpack, a missing field, a wrong type, a blob that is gone, a
+    layout of a newer release.
     """
     reference = decode_reference(value, where=where)
     if reference is not None:
         value = _outline_in(reference, kind, where)
     try:
-        return msgspec.msgpack.decode(value, type=kind)
+        record = msgspec.msgpack.decode(value, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+        _refuse_newer(kind, _schema_of(value), where)
         raise RecordError(
             f"not a {kind.__name__}: {cause}", where=where, do="The bytes go to the dead-letter topic."
         ) from cause
+    _refuse_newer(kind, getattr(record, "schema", SCHEMA), where)
+    return record
+
+
+class _Schema(msgspec.Struct):
+    schema: int = 1
+
+
+def _schema_of(value: bytes) -> int:
+    """The layout that these bytes say they have; of bytes that say nothing, this release's."""
+    try:
+        return msgspec.msgpack.decode(value, type=_Schema).schema
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return SCHEMA
+
+
+def _refuse_newer(kind: type[Record], schema: int, where: str) -> None:
+    if schema > SCHEMA:
+        raise RecordError(
+            f"a {kind.__name__} of schema {schema}: this release reads up to {SCHEMA}",
+            where=where,
+            do="The bytes go to the dead-letter topic. Upgrade every role of the run, then `streamdpo redrive`.",
+        )
 
 
 def _outline_in(reference: Reference, kind: type[Record], where: str) -> bytes:
