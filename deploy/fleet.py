@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deploy.config import RunConfig
-from deploy.roles import Process, log_path, processes, role_environment, run_role, settings_from, settings_of
+from deploy.roles import ELASTIC, Process, log_path, processes, role_environment, run_role, settings_from, settings_of
 from streaming.errors import ConfigError, NonFiniteError, NotReadyError, StreamDPOError, SupersededError
 
 STEADY_S = 60.0
@@ -193,9 +193,27 @@ class Fleet:
         # Set before the worker starts, because importing torch reads them; and where a person's modules are found.
         variables = self._environment(process) | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         remote = self._ray.remote(RoleActor).options(
-            **options, max_restarts=0, runtime_env={"env_vars": variables}, name=None
+            **options,
+            max_restarts=0,
+            runtime_env={"env_vars": variables},
+            name=None,
+            scheduling_strategy=self._place(process),
         )
         return remote.remote(settings_of(self._config), process.role, process.index)
+
+    def _place(self, process: Process) -> Any:
+        """Where a process starts: what shares its work lies over the nodes in turn, as far as they live.
+
+        Where it needs a GPU, Ray spreads it by what is free. Of actors that need nothing, Ray's SPREAD (and a soft
+        affinity) puts several on one node.
+        """
+        if process.kind not in ELASTIC:
+            return "DEFAULT"
+        if self._gpus_of.get(process.kind):
+            return "SPREAD"
+        nodes = sorted(node["NodeID"] for node in self._ray.nodes() if node["Alive"])
+        node = nodes[turn(process, processes(self._config)) % len(nodes)]
+        return self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
     def _environment(self, process: Process) -> dict[str, str]:
         has_gpu = bool(self._gpus_of.get(process.kind))
@@ -232,6 +250,11 @@ def in_units(every: Sequence[Process]) -> list[list[Process]]:
     for process in every:
         units.setdefault(process.role if process.kind == "learner" else process.role_id, []).append(process)
     return list(units.values())
+
+
+def turn(process: Process, every: Sequence[Process]) -> int:
+    """Which in turn gets the next node, among those that share their work."""
+    return [one for one in every if one.kind in ELASTIC].index(process)
 
 
 def _rank_environment(rank: int, world_size: int, address: str, port: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
 import pytest
 
 from deploy.config import RunConfig
-from deploy.fleet import MAX_FAILURES, STEADY_S, Backoff, gpus_by_role, in_units, is_hopeless, refuse_shared_file
+from deploy.fleet import MAX_FAILURES, STEADY_S, Backoff, gpus_by_role, in_units, is_hopeless, refuse_shared_file, turn
 from deploy.roles import Process, may_join, policy_of, port_of, processes
 from streaming.errors import ConfigError, DataError, LogError, NonFiniteError, NotReadyError, SupersededError
 
@@ -58,6 +58,13 @@ def test_a_process_that_has_joined_takes_no_other_ones_port():
     settings = RunConfig.model_validate(config().model_dump() | {"metrics": {"port": 9000}})
     assert [port_of(settings, process) for process in processes(settings)] == [9000, 9001, 9002, 9003, 9004]
     assert port_of(settings, Process("generator", 1)) is None
+
+
+def test_processes_of_a_kind_take_nodes_in_turn():
+    settings = RunConfig.model_validate(config().model_dump() | {"generation": {"num_generators": 4}})
+    every = processes(settings)
+    turns = [turn(process, every) for process in every if process.kind in ("generator", "scorer", "selector")]
+    assert turns == [0, 1, 2, 3, 4, 5], "a learner between them takes no turn"
 
 
 def test_a_role_finds_the_settings_of_its_policy():
