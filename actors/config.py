@@ -116,6 +116,10 @@ class GenerationConfig(Section):
     keep_weights: int = Field(2, ge=2)
     """Newest versions that stay in `weights_cache`, beside those that a live role still names."""
 
+    drain_s: float = Field(0.0, ge=0)
+    """Seconds in which a generator that is told to stop (SIGTERM: a node that is drained or preempted) finishes what
+    is in flight; it takes no more prompts. What is not finished by then is sampled again elsewhere: nothing is lost."""
+
     update_weights: bool = True
     """Follow the learner's published weights; false samples from the initial model for ever."""
 

@@ -75,6 +75,7 @@ class Generator:
         self._num_eval = 0
         self._held: list[tuple[Entry, PromptRequest]] = []  # for a version that is yet to come
         self._answers: list[_Answer] = []
+        self._is_draining = False
         self._is_doubtful = False  # an update is not proven yet: what was just sampled may be worthless
         self._moved = asyncio.Event()
         self._writing: asyncio.Task[None] | None = None
@@ -82,7 +83,7 @@ class Generator:
         self._num_tokens = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Sample until `stop` is set; what is in flight then is sampled again after the next start.
+        """Sample until `stop` is set; what is not finished `drain_s` later is sampled again after the next start.
 
         Raises what the user or the launcher has to act on: a DataError, NotReadyError, WeightsError, EngineError or
         LogError.
@@ -93,10 +94,23 @@ class Generator:
         work = asyncio.create_task(self._work())
         while not work.done() and not stop.is_set():
             await asyncio.wait([work], timeout=STOP_POLL_S)
+        await self._drain(work)
         work.cancel()
         await asyncio.wait([work])
         if not work.cancelled():
             work.result()
+
+    async def _drain(self, work: asyncio.Task[None]) -> None:
+        """Take no more prompts, and finish what is in flight as far as `drain_s` reaches."""
+        self._is_draining = True
+        if self._config.drain_s:
+            self._heartbeat.tell(health="stopping", message="draining", at_once=True)
+        until_s = time.monotonic() + self._config.drain_s
+        while not work.done() and self._has_work() and time.monotonic() < until_s:
+            await asyncio.wait([work], timeout=STOP_POLL_S)
+
+    def _has_work(self) -> bool:
+        return bool(self._num_train or self._num_eval or self._answers)
 
     async def _work(self) -> None:
         async with AsyncExitStack() as stack:
@@ -140,7 +154,9 @@ class Generator:
             self._moves()
 
     def _room(self) -> int:
-        """Groups that may still be begun: none while the log is slower than the engine."""
+        """Groups that may still be begun: none while the log is slower than the engine, or when told to stop."""
+        if self._is_draining:
+            return 0
         return self._config.concurrency - max(self._num_train, len(self._answers))
 
     def _begin(self, entry: Entry, request: PromptRequest, tasks: asyncio.TaskGroup) -> None:

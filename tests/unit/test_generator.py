@@ -338,3 +338,37 @@ def test_time_is_busy_in_flight_and_waiting_without_work(log: Log, tmp_path: Pat
         run.groups(1)
         waited = run.metrics.time.seconds()["waiting"]
         run.until(lambda: run.metrics.time.seconds()["waiting"] > waited + 0.05)
+
+
+def test_a_generator_that_is_drained_finishes_what_is_in_flight_and_takes_no_more(
+    log: Log, tmp_path: Path, script: Script
+) -> None:
+    prompts = [make_prompt(i) for i in range(6)]
+    script.held = {prompt.text or "" for prompt in prompts}
+    with running(log, tmp_path, script.make_engine, concurrency=2, drain_s=60) as run:
+        run.publish(FIRST)
+        run.ask(*prompts)
+        run.until(lambda: len(script.in_flight) == 2)
+        begun = set(script.in_flight)
+        run.stop.set()
+        run.until(lambda: run.heartbeat.state.message == "draining")
+        script.held = set()
+        run.until(run.finished.is_set)
+    assert {group.request.text for group in records(log, topics.CANDIDATES)} == begun
+    with running(log, tmp_path, script.make_engine) as run:
+        run.groups(6)
+
+
+def test_what_outlasts_the_grace_period_is_abandoned_and_sampled_elsewhere(
+    log: Log, tmp_path: Path, script: Script
+) -> None:
+    script.held = {"0+1="}
+    with running(log, tmp_path, script.make_engine, drain_s=0.05) as run:
+        run.publish(FIRST)
+        run.ask(make_prompt(0), make_prompt(1))
+        run.until(lambda: script.in_flight == ["0+1="] and len(records(log, topics.CANDIDATES)) == 1)
+        run.stop.set()
+        run.until(run.finished.is_set)
+    script.held = set()
+    with running(log, tmp_path, script.make_engine) as run:
+        run.groups(2)
