@@ -154,6 +154,7 @@ class KafkaLog:
 
     def _open_consumer(self, group: str | None) -> LogConsumer:
         config = self._config
+        self._cluster.check_open()
         try:
             client = KafkaConsumer(
                 **self._settings,

@@ -14,7 +14,7 @@ from kafka.admin import MemberToRemove, OffsetSpec
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 
 from streaming.errors import LogError
-from streaming.log.kafka_failures import ask, explain, missing_topic, passes, unreachable
+from streaming.log.kafka_failures import ask, closed, explain, missing_topic, passes, unreachable
 from streaming.log.protocol import Offsets, Partition
 
 T = TypeVar("T")
@@ -36,6 +36,7 @@ class Cluster:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._num_partitions: dict[str, int] = {}
+        self._is_closed = False
         try:
             self._admin = KafkaAdminClient(bootstrap_timeout_ms=round(connect_timeout_s * 1000), **settings)
         except KafkaError as cause:
@@ -133,7 +134,13 @@ class Cluster:
         with suppress(KafkaError):
             self._admin.remove_group_members(self.group(group), [MemberToRemove(member_id=member)])
 
+    def check_open(self) -> None:
+        """Raises LogError where it is closed."""
+        if self._is_closed:
+            raise closed(self.servers)
+
     def close(self) -> None:
+        self._is_closed = True
         self._admin.close()
 
     def _look_up(self, topic: str) -> int:
@@ -152,4 +159,5 @@ class Cluster:
         return {self.partition(place): found.offset for place, found in answer.items()}
 
     def _ask(self, question: Callable[[], T], where: str) -> T:
+        self.check_open()
         return ask(question, where=f"{self.servers}: {where}", timeout_s=self._timeout_s)

@@ -305,7 +305,8 @@ class LogConsumer:
 
     def _where(self) -> str:
         topics = sorted({self._cluster.partition(place)[0] for place in self._held})
-        return f"{self._cluster.servers}: group {self._group}, {', '.join(topics) or 'no partition'}"
+        reader = "reader" if self._group is None else f"group {self._group}"
+        return f"{self._cluster.servers}: {reader} of {', '.join(topics) or 'no partition yet'}"
 
 
 def _is_rebalance(error: KafkaError) -> bool:

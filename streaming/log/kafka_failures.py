@@ -13,7 +13,6 @@ from kafka.errors import (
     RecordListTooLargeError,
     RetriableError,
     SaslAuthenticationFailedError,
-    TopicAuthorizationFailedError,
     UnknownBrokerIdError,
     UnknownTopicOrPartitionError,
 )
@@ -39,15 +38,18 @@ def is_too_large(error: KafkaError) -> bool:
     return isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError)
 
 
+def is_forbidden(error: KafkaError) -> bool:
+    """Whether a right is missing. kafka-python hides a refused producer id in the text of a bare KafkaError."""
+    return isinstance(error, AuthorizationError) or "AuthorizationFailedError" in str(error)
+
+
 def explain(error: KafkaError, *, where: str) -> StreamDPOError:
     """What an error that does not pass means, or one that has not passed in time."""
     what = f"{type(error).__name__}: {error}"
     if isinstance(error, GroupAuthorizationFailedError):
-        return LogError(what, where=where, do="Grant this user READ on the run's groups, `streamdpo check` lists them.")
-    if isinstance(error, TopicAuthorizationFailedError):
-        return LogError(what, where=where, do="Grant this user READ, WRITE and DESCRIBE on the run's topics.")
-    if isinstance(error, AuthorizationError):
-        return LogError(what, where=where, do="Grant this user the right, as in the manual's table of ACLs.")
+        return LogError(what, where=where, do="Grant this user READ on the group: `streamdpo check` lists the rights.")
+    if is_forbidden(error):
+        return LogError(what, where=where, do="Grant this user the right: `streamdpo check` lists what roles need.")
     if isinstance(error, SaslAuthenticationFailedError):
         return NotReadyError(what, where=where, do="Check log.kafka.username and the password in password_file.")
     if isinstance(error, UnknownTopicOrPartitionError):
@@ -57,8 +59,13 @@ def explain(error: KafkaError, *, where: str) -> StreamDPOError:
             what, where=where, do="Raise the topic's max.message.bytes: `streamdpo check` says to what."
         )
     if isinstance(error, IllegalStateError):
-        return LogError(what, where=where, do="The log is closed: open it again.")
+        return closed(where)
     return LogError(what, where=where, do="See what the brokers say: `streamdpo check` asks each of them.")
+
+
+def closed(where: str) -> LogError:
+    """Somebody uses a log that is closed."""
+    return LogError("the log is closed", where=where, do="Open it again.")
 
 
 def missing_topic(topic: str) -> NotReadyError:

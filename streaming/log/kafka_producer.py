@@ -15,11 +15,11 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from kafka import KafkaProducer
-from kafka.errors import AuthorizationError, KafkaError
+from kafka.errors import KafkaError
 
 from streaming.config import KafkaConfig
 from streaming.errors import LogError
-from streaming.log.kafka_failures import explain, is_too_large, passes
+from streaming.log.kafka_failures import closed, explain, is_forbidden, is_too_large, passes
 from streaming.metrics import Metrics
 
 _OVERHEAD_BYTES = 96
@@ -153,7 +153,7 @@ class Appender:
 
     def _give_up_unless_it_passes(self, error: KafkaError, deadline_s: float, record: Placed) -> None:
         where = f"{self._servers}: {record.topic}/{record.partition}"
-        if self._is_closed or isinstance(error, AuthorizationError) or is_too_large(error):
+        if self._is_closed or is_forbidden(error) or is_too_large(error):
             raise explain(error, where=where) from error
         if self._clock() > deadline_s:
             raise LogError(
@@ -165,7 +165,9 @@ class Appender:
 
     def _current(self) -> KafkaProducer:
         with self._lock:
-            if self._producer is None and not self._is_closed:
+            if self._is_closed:
+                raise closed(self._servers)
+            if self._producer is None:
                 self._producer = self._make()
             return self._producer
 

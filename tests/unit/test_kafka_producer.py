@@ -136,11 +136,26 @@ def test_a_record_that_a_broker_finds_too_large_is_refused_and_not_tried_again()
     assert producer.sent == [b"a"]
 
 
-def test_a_missing_right_is_told_and_not_tried_again() -> None:
-    producer = ScriptedProducer([TopicAuthorizationFailedError()])
-    with pytest.raises(LogError, match="WRITE"):
+@pytest.mark.parametrize(
+    "error",
+    [
+        TopicAuthorizationFailedError("run.in"),
+        KafkaError("Unexpected error in InitProducerIdResponse: [Error 31] ClusterAuthorizationFailedError"),
+    ],
+)
+def test_a_missing_right_is_told_and_not_tried_again(error: KafkaError) -> None:
+    """A refused producer id used to be tried again for the whole delivery timeout."""
+    producer = ScriptedProducer([error])
+    with pytest.raises(LogError, match="Grant this user the right"):
         make([producer]).append(records(b"a"))
     assert producer.sent == [b"a"]
+
+
+def test_a_closed_appender_takes_nothing_more() -> None:
+    appender = make([ScriptedProducer()])
+    appender.close()
+    with pytest.raises(LogError, match="closed"):
+        appender.append(records(b"a"))
 
 
 def test_the_budget_keeps_the_second_waiting_until_the_first_is_done() -> None:
