@@ -12,7 +12,10 @@ from deploy.config import RunConfig, load_config
 from streaming.errors import ConfigError, StreamDPOError
 from streaming.log.kafka_acls import ROLES
 from streaming.log.kafka_topics import open_admin
+from streaming.topics import all_topics
 from tests.kafka_cluster import Address, free_ports
+
+NUM_TOPICS = len(all_topics("policy"))
 
 
 def run_on(folder: Path, name: str, servers: str, **kafka: Any) -> Path:
