@@ -231,8 +231,9 @@ def _datasets_rows(path: str, split: str) -> Iterator[Row]:
         else:
             loaded = datasets.load_dataset(path, split=split)
     except Exception as cause:
+        first = cause.__cause__ or cause  # it wraps the error that says what is wrong
         raise DataError(
-            f"`datasets` cannot load split {split!r} of it: {type(cause).__name__}: {cause}",
+            f"`datasets` cannot load split {split!r} of it: {type(first).__name__}: {first}",
             where=path,
             do="Give an existing file or directory, or the name of a data set on the hub and one of its splits.",
         ) from cause

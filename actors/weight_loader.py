@@ -6,6 +6,7 @@ verified against their manifest before the engine was paused; here they only hav
     start_weight_update -> update_weights({"directory": ...}) -> finish_weight_update
 """
 
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -37,6 +38,8 @@ def register() -> None:
 
     if BACKEND in WeightTransferEngineFactory._registry:
         return
+    # It warns of every layer that loads nothing of its own, at every update; what is really missing raises below.
+    logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     WeightTransferEngineFactory.register_engine(BACKEND, SafetensorsTransfer)
     parent = multiprocessing.parent_process()
     if parent is not None and OWNED in os.environ:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import streaming
 from actors.prompts import Prompt, check_chat_template, read_eval_prompts, read_prompts
 from deploy.check_log import Check, check_log, log_checks
-from deploy.check_model import check_model, check_model_files, check_reward_model, load_tokenizer
+from deploy.check_model import check_model, check_model_files, check_reward_model, load_model_config, load_tokenizer
 from deploy.check_policies import check_policy
 from deploy.config import RunConfig
 from deploy.remote import check_stores
@@ -86,6 +86,8 @@ def preflight(config: RunConfig) -> None:
     prompts = read_prompts(config.prompts)
     held_out = read_eval_prompts(config.prompts)
     check_model_files(config.model)
+    if not Path(config.model).is_dir():
+        load_model_config(config.model, config)  # from the hub, or not at all: before every role asks for it
     if any(prompt.messages for prompt in (*prompts, *held_out)):
         check_chat_template([*prompts, *held_out], load_tokenizer(config), model=config.model)
     for policy in config.every_policy[1:]:
@@ -94,7 +96,7 @@ def preflight(config: RunConfig) -> None:
         if source.function is not None:
             try_reward(source, prompts[0])
         else:
-            check_reward_model(str(source.model), config)
+            check_reward_model(str(source.model), config, prompts)
     check_log(config)
     check_stores(config)
     check_ports(config)
@@ -147,7 +149,7 @@ def _reward_check(config: RunConfig, index: int, prompts: list[Prompt]) -> Calla
 
     def check() -> str:
         if source.function is None:
-            return check_reward_model(str(source.model), config)
+            return check_reward_model(str(source.model), config, prompts)
         if not prompts:
             from streaming.rewards.loading import load_function
 

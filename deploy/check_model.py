@@ -101,15 +101,17 @@ def _load(from_pretrained: Callable[..., Any], model: str, config: RunConfig) ->
     try:
         return from_pretrained(model, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as cause:
+        is_here = Path(model).is_dir()
         raise NotReadyError(
-            f"does not load: {cause}",
+            f"does not load: {cause}" if is_here else f"is no directory here, and the hub does not give it: {cause}",
             where=model,
             do="Give a directory in Hugging Face format, or a hub name that this machine can reach.",
         ) from cause
 
 
-def check_reward_model(model: str, config: RunConfig) -> str:
-    """Its files are there, and its own configuration says that it is a classifier with one output."""
+def check_reward_model(model: str, config: RunConfig, prompts: Sequence[Prompt]) -> str:
+    """Its files are there, its own configuration says that it is a classifier with one output, and it can read these
+    prompts."""
     check_model_files(model)
     settings = load_model_config(model, config)
     kinds = list(settings.architectures or [])
@@ -117,6 +119,12 @@ def check_reward_model(model: str, config: RunConfig) -> str:
         raise NotReadyError(f"is a {', '.join(kinds)}, no sequence classifier", where=model, do=_REWARD_MODEL)
     if settings.num_labels != 1:
         raise NotReadyError(f"has {settings.num_labels} outputs, a reward model has 1", where=model, do=_REWARD_MODEL)
+    if any(prompt.messages for prompt in prompts) and not load_tokenizer(config, model).chat_template:
+        raise NotReadyError(
+            "its tokenizer has no chat template, but the prompts are messages: no answer would have a reward",
+            where=model,
+            do="Put the template that it was trained with into its directory (chat_template.jinja).",
+        )
     return f"reward model {model}, {', '.join(kinds) or settings.model_type}"
 
 

@@ -317,9 +317,12 @@ def _deaf_children() -> Iterator[None]:
     before the learner has written its checkpoint. They still die with us, and by `ray.shutdown`.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, which exits at once
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

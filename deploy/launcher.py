@@ -28,8 +28,12 @@ POLL_S = 0.2
 LOOK_S = 0.5
 """Between two looks at the log: the live view's rhythm."""
 
-IDENTITY = ("name", "model", "policy", "scoring.reference", "log.url", "learner.zero_stage", "learner.dtype")
-"""Settings that a run's log, checkpoints and reference log-probs are bound to: another value is another run."""
+IDENTITY = (
+    *("name", "model", "policy", "scoring.reference", "log.url", "learner.zero_stage", "learner.dtype"),
+    *("prompts.eval_path", "prompts.eval_split", "prompts.max_eval_prompts"),
+)
+"""Settings that a run's log, checkpoints, reference log-probs and best version are bound to: another value is another
+run. Held-out rewards compare only on the same prompts."""
 
 
 class Outcome(NamedTuple):
@@ -79,7 +83,8 @@ def prepare(config: RunConfig) -> list[Change]:
     changed: list[Change] = []
     if saved.exists():
         changed = [change for change in changes(load_run(directory), config) if change.path != "directory"]
-        other = [change for change in changed if is_bound(change.path, config)]
+        has_begun = (directory / "weights").exists()  # before that there is nothing to be bound to
+        other = [change for change in changed if has_begun and is_bound(change.path, config)]
         if other:
             text = "; ".join(f"{change.path} was {change.old!r}, now is {change.new!r}" for change in other)
             raise ConfigError(
@@ -109,19 +114,18 @@ def launch(config: RunConfig, view: View) -> Outcome:
 
     Raises NotReadyError where this run is running already.
     """
-    with only_launcher(run_directory(config)):
-        return _launch(config, view)
-
-
-def _launch(config: RunConfig, view: View) -> Outcome:
     interrupts = Interrupts()
+    with only_launcher(run_directory(config)), interrupts.caught():
+        return _launch(config, view, interrupts)
+
+
+def _launch(config: RunConfig, view: View, interrupts: Interrupts) -> Outcome:
     for change in prepare(config):
         view.event(f"changed since the last start: {change.path}: {change.old!r} -> {change.new!r}")
     view.event(f"{config.name}: starting {len(processes(config))} processes; their log files: {log_path(config, '*')}")
     with (
         printing_to(log_path(config, "launcher")),
         connected_ray(config),
-        interrupts.caught(),  # after Ray, which has a handler for SIGTERM of its own
         open_run_log(config) as log,
     ):
         started_s, since_s = time.monotonic(), time.time()

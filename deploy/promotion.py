@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from streaming.errors import NotReadyError, WeightsError
 from streaming.evaluation import Measurement
 from streaming.records import Version
 from streaming.remote_weights import RemoteWeights
-from streaming.weights import sync_directory
+from streaming.weights import MANIFEST, Manifest, sync_directory
 
 
 def version_directory(run: Path, policy: str, version: Version) -> Path:
@@ -26,6 +28,14 @@ def best_of(measured: Iterable[Measurement]) -> Measurement | None:
 def newest_of(measured: Iterable[Measurement]) -> Measurement | None:
     """The complete measurement of the newest round that has one."""
     return max((one for one in measured if one.is_complete), key=lambda one: (one.round, one.version), default=None)
+
+
+def holds(target: Path, version: Version) -> bool:
+    """Whether `target` is a copy of this version already."""
+    try:
+        return msgspec.json.decode((target / MANIFEST).read_bytes(), type=Manifest).version == version
+    except (FileNotFoundError, msgspec.DecodeError):
+        return False
 
 
 def promote(version: Path, target: Path) -> bool:

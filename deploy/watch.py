@@ -5,7 +5,7 @@ from collections import Counter
 from deploy.config import RunConfig
 from deploy.fleet import Ended
 from deploy.live import Progress, View, eta
-from deploy.promotion import best_of, fetch_and_promote, newest_of, promote, version_directory
+from deploy.promotion import best_of, fetch_and_promote, holds, newest_of, promote, version_directory
 from deploy.remote import remote_weights
 from deploy.roles import log_path, processes, run_directory
 from deploy.status import Status, read_status
@@ -23,7 +23,7 @@ WARN_SHARE = 0.2
 """Share of prompts without any reward above which a person is told: some answers cannot be judged, most can."""
 
 MAX_SHOWN = 3
-"""Newest measurements that are told one by one: a resumed run does not repeat its whole history."""
+"""Newest earlier measurements that are told at a start: a resumed run does not repeat its whole history."""
 
 
 class Watch:
@@ -55,9 +55,9 @@ class Watch:
         if self._read_feedback():
             before, self.measured = self.measured, [one for one in measurements(self._evaluated) if one.is_complete]
             self.newest, self.best = newest_of(self.measured), best_of(self.measured)
-            for one in self.measured[-MAX_SHOWN:]:
-                if one not in before:
-                    self._view.event(f"held-out reward {one.mean:.3f} (version {one.version}, {one.count} prompts)")
+            fresh = [one for one in self.measured if one not in before]
+            for one in fresh if before else fresh[-MAX_SHOWN:]:
+                self._view.event(f"held-out reward {one.mean:.3f} (version {one.version}, {one.count} prompts)")
             self._keep_best()
         status = read_status(self._log, self._config)
         remaining = eta(self._shares_done(status, elapsed_s), elapsed_s)
@@ -159,7 +159,7 @@ class Watch:
 
     def _promote(self, policy: str, version: Version, name: str) -> bool:
         source = version_directory(self._directory, policy, version)
-        if promote(source, self._directory / name):
+        if holds(self._directory / name, version) or promote(source, self._directory / name):
             return True
         remote = next(remote_weights(self._config, one) for one in self._config.every_policy if one.name == policy)
         if remote is not None and fetch_and_promote(remote, version, self._directory / name):

@@ -246,12 +246,6 @@ class Pair(Record, frozen=True, kw_only=True):
         rejected = None if self.rejected is None else self.rejected.candidate
         return stable_id(self.policy, self.group_id, self.chosen.candidate, rejected, self.settings_hash, self.index)
 
-    @property
-    def oldest_version(self) -> Version:
-        """The oldest version that sampled a token of either side."""
-        spans = self.chosen.spans + (self.rejected.spans if self.rejected else [])
-        return min(span.version for span in spans)
-
 
 class Feedback(Record, frozen=True, kw_only=True):
     """How an example ended, from whichever stage ended it. Read by the scheduler and the audit."""

@@ -177,6 +177,19 @@ def test_a_signal_to_the_whole_process_group_lets_the_learner_write_its_checkpoi
     assert committed.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_ends_the_run_cleanly(tmp_path, number):
+    """It used to end in Ray's native stack trace, or without a word."""
+    with started(write_run(tmp_path)) as process:
+        assert process.stdout is not None
+        while "starting 5 processes" not in (line := process.stdout.readline()):
+            assert line, "it ended before it began"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "stopped by a signal" in out
+
+
 _NOBODY: dict[str, Any] = {"role": "learner", "role_id": "learner-0", "pid": 0, "host": "", "time_s": 0.0}
 
 

@@ -82,6 +82,20 @@ def test_a_reward_model_that_writes_text_is_found_before_the_run(tmp_path, model
         preflight(prepared(tmp_path, model, rewards=[{"name": "judge", "model": str(model)}]))
 
 
+def test_a_reward_model_that_cannot_read_conversations_is_found_before_the_run(tmp_path, model):
+    classifier(tmp_path / "judge", model, num_labels=1)
+    chat = save_tiny_model(tmp_path / "chat")
+    rows = [{"prompt": [{"role": "user", "content": "Hi"}]}]
+    rewards = [{"name": "judge", "model": str(tmp_path / "judge")}]
+    with pytest.raises(NotReadyError, match="its tokenizer has no chat template"):
+        preflight(prepared(tmp_path, chat, prompts=rows, rewards=rewards))
+
+
+def test_a_name_that_is_neither_a_directory_nor_on_the_hub_is_found_before_the_run(tmp_path):
+    with pytest.raises(NotReadyError, match="is no directory here, and the hub does not give it"):
+        preflight(prepared(tmp_path, Path("no-such-model-anywhere")))
+
+
 def classifier(directory: Path, model: Path, *, num_labels: int) -> None:
     """A sequence classifier with the tokenizer and the body of this model."""
     from transformers import AutoModelForSequenceClassification

@@ -56,11 +56,29 @@ def test_a_second_start_notes_what_has_changed(tmp_path):
     assert prepare(config(tmp_path, learner={"optimizer": {"learning_rate": 0.5}})) == []
 
 
+def begun(folder: Path, **changed) -> RunConfig:
+    """A run whose learner has published its first version."""
+    (folder / "runs" / "mine" / "weights").mkdir(parents=True)
+    return config(folder, **changed)
+
+
+def test_a_run_that_never_began_may_change_everything(tmp_path):
+    """A wrong model's name used to bind the directory, and the mended command was refused."""
+    prepare(config(tmp_path, model="mdoel"))
+    assert [change.path for change in prepare(config(tmp_path))] == ["model"]
+
+
 @pytest.mark.parametrize(
-    "other", [{"model": "another/model"}, {"policy": "other"}, {"log": {"url": "sqlite:///other.db"}}]
+    "other",
+    [
+        {"model": "another/model"},
+        {"policy": "other"},
+        {"log": {"url": "sqlite:///other.db"}},
+        {"prompts": {"path": "prompts.jsonl", "max_eval_prompts": 7}},
+    ],
 )
 def test_the_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path, other):
-    prepare(config(tmp_path))
+    prepare(begun(tmp_path))
     saved = tmp_path / "runs" / "mine" / "config.yaml"
     before = saved.read_text()
     with pytest.raises(ConfigError, match="holds another run"):
@@ -70,17 +88,17 @@ def test_the_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path, oth
 
 def test_with_zero_the_number_of_ranks_is_bound_to_the_checkpoints(tmp_path):
     """Every rank's checkpoint holds its own part; without ZeRO each holds everything."""
-    prepare(config(tmp_path, learner={"zero_stage": 0}))
+    prepare(begun(tmp_path, learner={"zero_stage": 0}))
     prepare(config(tmp_path, learner={"zero_stage": 0, "world_size": 2}))
     sharded = tmp_path / "sharded"
     sharded.mkdir()
-    prepare(config(sharded, learner={"zero_stage": 1}))
+    prepare(begun(sharded, learner={"zero_stage": 1}))
     with pytest.raises(ConfigError, match=r"learner\.world_size was 1, now is 2"):
         prepare(config(sharded, learner={"zero_stage": 1, "world_size": 2}))
 
 
 def test_a_further_policy_may_come_and_go_but_not_change_what_its_checkpoints_are_bound_to(tmp_path):
-    prepare(config(tmp_path))
+    prepare(begun(tmp_path))
     prepare(config(tmp_path, policies={"b": {"learner": {"zero_stage": 1}}}))
     prepare(config(tmp_path, policies={"b": {"learner": {"zero_stage": 1, "max_steps": 3}}}))
     for bound in ({"model": "another/model"}, {"reference": "another/model"}, {"learner": {"dtype": "bfloat16"}}):

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from deploy.promotion import best_of, fetch_and_promote, newest_of, promote, version_directory
+from deploy.promotion import best_of, fetch_and_promote, holds, newest_of, promote, version_directory
 from streaming.evaluation import Measurement
 from streaming.records import Version
 from streaming.remote_weights import RemoteWeights
@@ -25,6 +25,16 @@ def test_the_best_is_the_highest_whole_measurement_and_the_earliest_of_equals():
     assert newest_of(rounds) == rounds[2]
     assert best_of([]) is None
     assert newest_of(rounds[3:]) is None
+
+
+def test_what_is_kept_already_is_recognised(tmp_path):
+    assert not holds(tmp_path / "best", Version(1, 3))
+    source = published(tmp_path, 3)
+    (source / "model.safetensors").unlink()
+    write_manifest(source, Version(1, 3))
+    promote(source, tmp_path / "best")
+    assert holds(tmp_path / "best", Version(1, 3))
+    assert not holds(tmp_path / "best", Version(1, 4))
 
 
 def test_a_kept_version_survives_the_removal_of_the_published_one(tmp_path):

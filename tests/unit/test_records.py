@@ -104,14 +104,6 @@ def test_a_restarted_learners_lower_number_is_the_newer_version() -> None:
     assert Version(1, 9) < Version(2, 3) < Version(2, 4)
 
 
-def test_a_pair_is_as_old_as_the_oldest_token_of_either_side() -> None:
-    spans = [Span(version=Version(1, 4), start=0, end=1), Span(version=Version(1, 5), start=1, end=2)]
-    pair = make_pair(version=Version(1, 5))
-    assert pair.oldest_version == Version(1, 5)
-    assert msgspec.structs.replace(pair, rejected=make_response(spans=spans)).oldest_version == Version(1, 4)
-    assert make_pair(rejected=None, version=Version(1, 7)).oldest_version == Version(1, 7)
-
-
 def test_a_candidate_across_an_update_has_no_single_version() -> None:
     spans = [Span(version=Version(1, 4), start=0, end=1), Span(version=Version(1, 5), start=1, end=2)]
     assert make_candidate().version == Version(1, 0)

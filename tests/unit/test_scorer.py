@@ -179,6 +179,17 @@ def test_a_slow_group_holds_up_no_other(log: Log) -> None:
         rig.until("scored", 30)
 
 
+def test_a_missing_reward_is_told_once_in_the_log_file(log: Log, caplog: pytest.LogCaptureFixture) -> None:
+    """Timeouts used to be counted only, and the warning pointed at an empty file."""
+    reward = SlowReward()
+    send(log, make_group(["slow"]), make_group(["slow"], number=1))
+    run_until_settled(log, reward, timeout_s=0.05)
+    reward.release.set()
+    assert [record.message for record in caplog.records if "timeout" in record.message] == [
+        "reward source length gave no reward: timeout. Later ones are counted, not shown."
+    ]
+
+
 def test_a_source_that_misses_its_deadline_leaves_a_reason_and_no_reward(log: Log) -> None:
     reward = SlowReward()
     send(log, make_group(["slow"]))
