@@ -24,12 +24,15 @@ from streaming.errors import EngineError, RecordError, TooLargeError
 from streaming.heartbeat import Heartbeat
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
-from streaming.records import DeadLetter, Feedback, Group, PromptRequest, Source, Version, decode, encode
+from streaming.records import DeadLetter, Ending, Feedback, Group, PromptRequest, Source, Version, decode, encode
 
 STAGE = "generator"
 
 INITIAL = Version(0, 0)
 """Version of a model that is never updated."""
+
+FORGOTTEN = "forgotten"
+"""Reason of a request without a prompt: a person's data were deleted (`streamdpo forget`)."""
 
 TICK_S = 0.5
 """Between two refreshments of the headline figures; a heartbeat takes them along once a second."""
@@ -160,6 +163,9 @@ class Generator:
         return self._config.concurrency - max(self._num_train, len(self._answers))
 
     def _begin(self, entry: Entry, request: PromptRequest, tasks: asyncio.TaskGroup) -> None:
+        if request.text is None and request.messages is None:
+            self._answers.append(_Answer(entry, request, None, FORGOTTEN))
+            return
         wanted = request.min_version if self._config.update_weights else None
         if wanted is not None and self._keeper.version < wanted:
             self._held.append((entry, request))
@@ -236,19 +242,24 @@ class Generator:
         if answer.group is not None:
             return [Output(topics.CANDIDATES.name, answer.group.group_id.encode(), encode(answer.group))]
         entry, request, now = answer.entry, answer.request, time.time()
+        if request is not None and answer.reason == FORGOTTEN:
+            return [self._ending(request, "dropped", answer.reason, now)]
         letter = DeadLetter(
             stage=STAGE, source=Source(topic=entry.topic, partition=entry.partition, offset=entry.offset),
             key=entry.key, value=entry.value, reason=answer.reason, attempts=1, time_s=now,
         )  # fmt: skip
         outputs = [Output(topics.DEAD_LETTER.name, entry.key, encode(letter))]
         if request is not None:
-            ending = Feedback(
-                request_number=request.number, group_id=request.group_id, prompt_id=request.prompt_id,
-                policy=self._policy, ending="dead_lettered", stage=STAGE, reason=answer.reason,
-                round=request.round, round_size=request.round_size, time_s=now,
-            )  # fmt: skip
-            outputs.append(Output(topics.FEEDBACK.name, request.group_id.encode(), encode(ending)))
+            outputs.append(self._ending(request, "dead_lettered", answer.reason, now))
         return outputs
+
+    def _ending(self, request: PromptRequest, ending: Ending, reason: str, now_s: float) -> Output:
+        feedback = Feedback(
+            request_number=request.number, group_id=request.group_id, prompt_id=request.prompt_id,
+            policy=self._policy, ending=ending, stage=STAGE, reason=reason,
+            round=request.round, round_size=request.round_size, time_s=now_s,
+        )  # fmt: skip
+        return Output(topics.FEEDBACK.name, request.group_id.encode(), encode(feedback))
 
     async def _follow(self, weights: WeightsReader, tasks: asyncio.TaskGroup) -> None:
         """Apply each newer version in flight, unless a round of evaluation is under way."""
@@ -295,9 +306,12 @@ class Generator:
 
     def _show(self, answer: _Answer) -> None:
         if answer.group is None:
-            self._metrics.count("dead_letters_total", stage=STAGE)
+            is_dead = answer.reason != FORGOTTEN
+            if is_dead:
+                self._metrics.count("dead_letters_total", stage=STAGE)
             if answer.request is not None:
-                self._metrics.count("endings_total", ending="dead_lettered", reason=answer.reason)
+                ending = "dead_lettered" if is_dead else "dropped"
+                self._metrics.count("endings_total", ending=ending, reason=answer.reason)
             return
         self._metrics.count("records_written_total", topic=topics.CANDIDATES.name)
         for candidate in answer.group.candidates:

@@ -66,14 +66,22 @@ def run(config: Config, set_: Set = None) -> None:
 def recover(config: Config, set_: Set = None) -> None:
     """Begin a new log from the newest checkpoint, where the whole log is lost. `run` goes on with it then."""
     from deploy.recover import recover as begin
+    from deploy.recover import told
 
-    settings = load_config(config, set_ or [])
-    for one in begin(settings):
-        print(f"{one.policy}: a new log from step {one.step}, version {one.version} ({one.directory})")
-        print(f"  settled for ever, never trained again: {one.num_settled} requests")
-        print(f"  the next request is number {one.next_number}, the next training prompt number {one.next_ordinal}")
-    print("gone with the log: requests that were on their way, held-out measurements, dead letters, the audit before")
+    print(told(begin(load_config(config, set_ or []))))
     print(f"go on: streamdpo run {config}")
+
+
+@app.command()
+def forget(
+    run: Run, prompt_id: Annotated[str, typer.Argument(help="The prompt's id, as `tail prompts` shows it.")]
+) -> None:
+    """Delete one prompt's data from a stopped run, never sample it again, and name what cannot be deleted."""
+    from deploy.forget import forget as begin
+    from deploy.forget import told
+
+    with _opened(run) as (settings, log):
+        print(told(begin(settings, prompt_id, log, Path(settings.directory or ""))))
 
 
 @app.command()

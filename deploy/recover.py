@@ -8,6 +8,7 @@ on their way (their prompts come again with the next pass), and the held-out mea
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,19 @@ def recover(config: RunConfig) -> list[Recovered]:
         found = {policy.name: _newest(config, policy.name) for policy in config.every_policy}
         _refuse_a_log_that_is_there(log, config)
         return [_begin(log, config, name, one, list(found.values())) for name, one in found.items()]
+
+
+def told(found: Sequence[Recovered]) -> str:
+    """For people, a few lines each."""
+    lines = []
+    for one in found:
+        lines += [
+            f"{one.policy}: a new log from step {one.step}, version {one.version} ({one.directory})",
+            f"  settled for ever, never trained again: {one.num_settled} requests",
+            f"  the next request is number {one.next_number}, the next training prompt number {one.next_ordinal}",
+        ]
+    gone = "gone with the log: requests on their way, held-out measurements, dead letters, the audit until now"
+    return "\n".join([*lines, gone])
 
 
 def _root(config: RunConfig, policy: str) -> Path:

@@ -245,13 +245,16 @@ def settings_from(text: str) -> RunConfig:
 def _scheduler(parts: Parts) -> Role:
     from actors.prompts import read_eval_prompts, read_prompts
     from actors.scheduler import Prompts, Scheduler
+    from deploy.forget import forgotten, without_forgotten
 
     config = parts.config
     scheduler = Scheduler(
         parts.log,
         parts.metrics,
         parts.heartbeat,
-        prompts=Prompts(read_prompts(config.prompts), read_eval_prompts(config.prompts)),
+        prompts=without_forgotten(
+            Prompts(read_prompts(config.prompts), read_eval_prompts(config.prompts)), forgotten(parts.directory)
+        ),
         config=config.scheduler,
         prompts_config=config.prompts,
         sampling=config.generation.sampling,

@@ -14,6 +14,8 @@ class Limits(NamedTuple):
 
     def refuse(self, pair: Pair) -> str | None:
         """The reason why this pair cannot be trained on, or None."""
+        if not pair.prompt_tokens and not pair.chosen.tokens:
+            return "forgotten"
         sides = [pair.chosen, *([pair.rejected] if pair.rejected else [])]
         longest = len(pair.prompt_tokens) + max(len(side.tokens) for side in sides)
         if self.max_length is not None and longest > self.max_length:

@@ -114,6 +114,17 @@ class SQLiteLog:
                 raise LogError("there is no such partition", where=f"{topic}/{number}", do=f"There are {len(ids)}.")
             partitions.trim(self._writer, ids[number], offset)
 
+    def rewrite(self, entries: Iterable[Entry]) -> int:
+        """Replace the values at these entries' places by theirs, for good; returns how many there were.
+
+        For erasing: not in the protocol, because Kafka cannot. Of topics that are not compacted.
+        """
+        placed = [(one.value, self._layout(one.topic).ids[one.partition], one.offset) for one in entries]
+        found = self._writer.run(lambda database: partitions.rewrite(database, placed))
+        with self._reading:
+            self._reader.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the old bytes lie in the write-ahead log too
+        return found
+
     def close(self) -> None:
         if self._closing.is_set():
             return

@@ -372,3 +372,16 @@ def test_what_outlasts_the_grace_period_is_abandoned_and_sampled_elsewhere(
     script.held = set()
     with running(log, tmp_path, script.make_engine) as run:
         run.groups(2)
+
+
+def test_a_request_whose_prompt_was_forgotten_is_dropped_and_not_sampled(
+    log: Log, tmp_path: Path, script: Script
+) -> None:
+    with running(log, tmp_path, script.make_engine) as run:
+        run.publish(FIRST)
+        run.ask(make_prompt(0, text=None), make_prompt(1))
+        run.groups(1)
+        run.until(lambda: committed(log) == 2)
+    [ending] = records(log, topics.FEEDBACK)
+    assert (ending.request_number, ending.ending, ending.reason) == (0, "dropped", "forgotten")
+    assert records(log, topics.DEAD_LETTER) == []

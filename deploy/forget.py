@@ -1,0 +1,212 @@
+"""One prompt's data, deleted: `streamdpo forget RUN PROMPT_ID`.
+
+    named (RUN/forgotten.txt) -> its texts, tokens and answers overwritten in the log -> what is left is told
+
+From then on the prompt is not sampled any more: its requests end as dropped, reason `forgotten`. Ids, request numbers
+and endings stay, so that the books balance; they hold nothing that a person wrote. What cannot be deleted is named:
+records in Kafka until their retention has passed, blobs, weights and checkpoints that were trained on it, copies.
+"""
+
+import dataclasses
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from actors.scheduler import Prompts
+from deploy.config import RunConfig
+from deploy.lock import only_launcher
+from deploy.status import SILENT_S
+from streaming import topics
+from streaming.errors import ConfigError, NotReadyError, RecordError
+from streaming.heartbeat import role_states
+from streaming.history import entries
+from streaming.log.protocol import Entry, Log
+from streaming.log.sqlite import SQLiteLog
+from streaming.records import (
+    DeadLetter,
+    Feedback,
+    Group,
+    Pair,
+    PromptRequest,
+    Record,
+    Response,
+    ScoredGroup,
+    decode,
+    encode,
+)
+from streaming.weights import write_durably
+
+NAME = "forgotten.txt"
+"""In the run's directory: a prompt id a line."""
+
+DAY_S = 24 * 3600
+
+
+class Forgotten(NamedTuple):
+    """What became of a prompt's data."""
+
+    prompt_id: str
+    deleted: dict[str, int]  # topic -> records whose content is gone
+    left: list[str]  # what could not be deleted, in words
+
+
+def forget(config: RunConfig, prompt_id: str, log: Log, directory: Path) -> Forgotten:
+    """Delete what can be deleted of this prompt, and never sample it again.
+
+    Doing it again is no harm, and needed where a backup was put back. Raises NotReadyError while the run is running
+    (its roles hold what they read), ConfigError where neither the log nor an earlier call knows the prompt.
+    """
+    with only_launcher(directory):
+        _refuse_while_running(log)
+        found = {topic: list(_of_prompt(log, topic, prompt_id)) for topic in _topics(config)}
+        if not any(found.values()) and prompt_id not in forgotten(directory):
+            raise ConfigError(
+                f"the log knows no prompt {prompt_id}", where="PROMPT_ID", do="`streamdpo tail prompts` shows the ids."
+            )
+        names = sorted({*forgotten(directory), prompt_id})
+        write_durably(directory / NAME, "".join(f"{name}\n" for name in names).encode())
+        left = list(_left_in_log(log, found))
+        deleted = {} if left else _erase(log, found)
+        return Forgotten(prompt_id, deleted, [*left, *_left_elsewhere(log, directory, prompt_id)])
+
+
+def told(found: Forgotten) -> str:
+    """For people, a line each."""
+    lines = [f"deleted: the content of {count} records in {topic}" for topic, count in found.deleted.items()]
+    lines += [f"from now on {found.prompt_id} is dropped, reason forgotten"]
+    return "\n".join([*lines, *(f"NOT deleted: {left}" for left in found.left)])
+
+
+def forgotten(directory: Path) -> set[str]:
+    """The prompts of this run that are forgotten."""
+    path = directory / NAME
+    return set(path.read_text().split()) if path.exists() else set()
+
+
+def without_forgotten(prompts: Prompts, names: Collection[str]) -> Prompts:
+    """The data without what is forgotten. A training prompt keeps its place, empty, so that the order stays."""
+    empty = [
+        dataclasses.replace(one, text=None, messages=None, golden=None, columns={}) if one.prompt_id in names else one
+        for one in prompts.train
+    ]
+    return Prompts(empty, [one for one in prompts.held_out if one.prompt_id not in names])
+
+
+def redacted(record: Record) -> Record:
+    """A record without anything that a person or a model wrote: ids, numbers and versions stay."""
+    replace = msgspec.structs.replace
+    match record:
+        case PromptRequest():
+            return replace(record, text=None, messages=None, golden=None, columns={})
+        case Group():
+            return replace(record, request=redacted(record.request), prompt_tokens=[], candidates=[])
+        case ScoredGroup():
+            group = redacted(record.group)
+            return replace(record, group=group, rewards=[], reference_logprobs=[], implicit=[], further=[])
+        case Pair():
+            rejected = None if record.rejected is None else _empty(record.rejected)
+            return replace(record, prompt_tokens=[], prompt_text="", chosen=_empty(record.chosen), rejected=rejected)
+        case DeadLetter():
+            return replace(record, value=b"", reason="forgotten")
+    return record
+
+
+def _empty(response: Response) -> Response:
+    return msgspec.structs.replace(response, tokens=[], text="", spans=[])
+
+
+def _refuse_while_running(log: Log) -> None:
+    live = [
+        state.role_id
+        for state in role_states(log).values()
+        if state.health not in ("stopped", "failed") and time.time() - state.time_s < SILENT_S
+    ]
+    if live:
+        raise NotReadyError(
+            f"the run is running: {', '.join(live)}",
+            where="run",
+            do="Stop it first: its roles hold what they have read.",
+        )
+
+
+def _topics(config: RunConfig) -> list[topics.Topic]:
+    policies = [policy.name for policy in config.every_policy]
+    content = (PromptRequest, Group, ScoredGroup, Pair, DeadLetter)
+    return [topic for topic in topics.all_topics(*policies) if topic.record in content]
+
+
+def _of_prompt(log: Log, topic: topics.Topic, prompt_id: str) -> Iterator[tuple[Entry, Record]]:
+    """Every entry of a topic that holds content of this prompt."""
+    for entry in entries(log, topic.name):
+        try:
+            record = decode(topic.record, entry.value, where=entry.where)
+        except RecordError:  # bytes that nobody could read lie in the dead letters too
+            continue
+        if _prompt_of(record, prompt_id) == prompt_id and redacted(record) != record:
+            yield entry, record
+
+
+def _prompt_of(record: Record, prompt_id: str) -> str | None:
+    match record:
+        case PromptRequest() | Pair():
+            return record.prompt_id
+        case Group():
+            return record.request.prompt_id
+        case ScoredGroup():
+            return record.group.request.prompt_id
+        case DeadLetter():
+            return prompt_id if prompt_id.encode() in (record.key + record.value) else None
+    return None
+
+
+def _erase(log: Log, found: dict[topics.Topic, list[tuple[Entry, Record]]]) -> dict[str, int]:
+    bare = _embedded(log)
+    assert bare is not None, "only the embedded log can be written over"
+    return {
+        topic.name: bare.rewrite(entry._replace(value=encode(redacted(record))) for entry, record in held)
+        for topic, held in found.items()
+        if held
+    }
+
+
+def _embedded(log: Log) -> SQLiteLog | None:
+    """The file behind a log; None for a cluster."""
+    bare = getattr(log, "bare", log)
+    return bare if isinstance(bare, SQLiteLog) else None
+
+
+def _left_in_log(log: Log, found: dict[topics.Topic, list[tuple[Entry, Record]]]) -> Iterator[str]:
+    """What a cluster keeps: nobody can delete single records of a topic that is not compacted."""
+    if _embedded(log) is not None:
+        return
+    for topic, held in found.items():
+        if held:
+            newest_s = max(entry.time_s for entry, _ in held)
+            gone = time.strftime("%Y-%m-%d", time.localtime(newest_s + (topic.retention_s or 0) + DAY_S))
+            yield f"{len(held)} records of topic {topic.name}: gone by retention after {gone}"
+
+
+def _left_elsewhere(log: Log, directory: Path, prompt_id: str) -> Iterator[str]:
+    told = [decode(Feedback, entry.value) for entry in _feedback_of(log, prompt_id)]
+    steps = sorted({(one.epoch, one.step) for one in told if one.ending == "consumed" and not one.reason})
+    if steps:
+        first = ", ".join(f"{step} (epoch {epoch})" for epoch, step in steps[:5])
+        yield (
+            f"weights: it was in {len(steps)} gradient steps, the first are {first}; every version and checkpoint "
+            f"since has learned from it, in {directory / 'weights'}, {directory / 'checkpoints'}, best and last"
+        )
+    yield f"pages, exports and log files made before: {directory / 'report.html'}, {directory / 'logs'}"
+    yield "blobs of large records (the run's blobs directory): they go with their topics' retention"
+    yield "the data set itself, backups and copies: delete it there too, and forget it again after a restore"
+
+
+def _feedback_of(log: Log, prompt_id: str) -> Iterator[Entry]:
+    for entry in entries(log, topics.FEEDBACK.name):
+        try:
+            if decode(Feedback, entry.value).prompt_id == prompt_id:
+                yield entry
+        except RecordError:
+            continue

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+
+from actors.prompts import Prompt
+from actors.scheduler import Prompts
+from deploy.config import RunConfig, load_config
+from deploy.forget import forget, forgotten, redacted, told, without_forgotten
+from learner.limits import Limits
+from streaming import topics
+from streaming.config import SelectionConfig
+from streaming.errors import ConfigError, NotReadyError
+from streaming.heartbeat import Heartbeat
+from streaming.history import entries
+from streaming.log.protocol import Log, Output
+from streaming.metrics import Metrics
+from streaming.records import DeadLetter, Record, Source, decode, encode
+from streaming.selector import select
+from tests.builders import make_feedback, make_group, make_pair, make_prompt, make_scored
+
+SECRET = "7+1="
+"""The text of request 7."""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    path = tmp_path / "run.yaml"
+    path.write_text("{name: one, model: model, prompts: {path: prompts.jsonl}, rewards: [{name: a, function: a:b}]}")
+    return load_config(path)
+
+
+def letter(number: int) -> DeadLetter:
+    value = encode(make_prompt(number))
+    source = Source(topic="prompts", partition=0, offset=0)
+    return DeadLetter(stage="generator", source=source, key=b"k", value=value, reason="r", attempts=1, time_s=0.0)
+
+
+@pytest.fixture
+def filled(log: Log) -> Log:
+    """Requests 7 and 8 in every topic."""
+    for number in (7, 8):
+        records: dict[topics.Topic, Record] = {
+            topics.PROMPTS: make_prompt(number),
+            topics.CANDIDATES: make_group(number=number),
+            topics.SCORED: make_scored(number=number),
+            topics.pairs("policy"): make_pair(number),
+            topics.DEAD_LETTER: letter(number),
+            topics.FEEDBACK: make_feedback(number, ending="consumed", epoch=1, step=3),
+        }
+        log.append(Output(topic.name, b"p%d" % number, encode(record)) for topic, record in records.items())
+    return log
+
+
+def every_value(log: Log) -> list[bytes]:
+    return [entry.value for topic in topics.all_topics("policy") for entry in entries(log, topic.name)]
+
+
+def test_the_prompts_text_is_nowhere_in_the_log_nor_in_its_files(
+    config: RunConfig, filled: Log, tmp_path: Path
+) -> None:
+    assert any(SECRET.encode() in value for value in every_value(filled))
+    found = forget(config, "p7", filled, tmp_path)
+    assert found.deleted == dict.fromkeys(["prompts", "candidates", "scored", "pairs.policy", "dead-letter"], 1)
+    assert not any(SECRET.encode() in value for value in every_value(filled))
+    assert not [path for path in tmp_path.glob("log.db*") if SECRET.encode() in path.read_bytes()]
+
+
+def test_other_prompts_and_the_places_of_all_records_stay(config: RunConfig, filled: Log, tmp_path: Path) -> None:
+    ends = {topic.name: filled.end_offsets(topic.name) for topic in topics.all_topics("policy")}
+    before = [value for value in every_value(filled) if b"8+1=" in value]
+    forget(config, "p7", filled, tmp_path)
+    assert [value for value in every_value(filled) if b"8+1=" in value] == before
+    assert {topic.name: filled.end_offsets(topic.name) for topic in topics.all_topics("policy")} == ends
+
+
+def test_what_cannot_be_deleted_is_named(config: RunConfig, filled: Log, tmp_path: Path) -> None:
+    left = told(forget(config, "p7", filled, tmp_path))
+    assert "it was in 1 gradient steps, the first are 3 (epoch 1)" in left
+    assert "backups" in left
+
+
+def test_forgetting_again_deletes_nothing_more_and_is_no_error(config: RunConfig, filled: Log, tmp_path: Path) -> None:
+    forget(config, "p7", filled, tmp_path)
+    assert forget(config, "p7", filled, tmp_path).deleted == {}
+    assert forgotten(tmp_path) == {"p7"}
+
+
+def test_a_prompt_that_nobody_knows_is_an_error(config: RunConfig, filled: Log, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="knows no prompt p99"):
+        forget(config, "p99", filled, tmp_path)
+
+
+def test_a_run_is_stopped_before_it_forgets(config: RunConfig, filled: Log, tmp_path: Path) -> None:
+    heartbeat = Heartbeat(filled, Metrics("scorer"), role="scorer")
+    with pytest.raises(NotReadyError, match="the run is running: scorer-0"):
+        forget(config, "p7", filled, tmp_path)
+    heartbeat.close()
+    forget(config, "p7", filled, tmp_path)
+
+
+def test_a_forgotten_prompt_keeps_its_place_in_the_order_and_loses_its_content() -> None:
+    train = [Prompt(prompt_id=f"p{i}", text="secret", golden="secret", columns={"a": "secret"}) for i in range(3)]
+    kept = without_forgotten(Prompts(train, train), {"p1"})
+    assert [one.prompt_id for one in kept.train] == ["p0", "p1", "p2"]
+    assert kept.train[1] == Prompt(prompt_id="p1", columns={})
+    assert [one.prompt_id for one in kept.held_out] == ["p0", "p2"]
+
+
+def test_what_is_left_of_a_pair_is_dropped_by_the_learner_as_forgotten() -> None:
+    pair = redacted(make_pair(7))
+    assert Limits(100, 100).refuse(pair) == "forgotten"  # type: ignore[arg-type]
+
+
+def test_what_is_left_of_a_scored_group_makes_no_pair() -> None:
+    scored = decode(type(make_scored()), encode(redacted(make_scored(number=7))))
+    assert select(scored, SelectionConfig(), policy="policy").decision.route == "drop"
