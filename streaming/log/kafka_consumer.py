@@ -104,8 +104,10 @@ class LogConsumer:
     def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
         now_s = time.monotonic()
         deadline_s = now_s + timeout_s
-        if self._num_buffered() < max_records or now_s > self._polled_s + _POLL_S:
+        if self._num_buffered() < max_records:
             self._poll(0)
+        elif now_s > self._polled_s + _POLL_S:
+            self._poll(0, max_records=1)  # no more than is given out: the buffers stay as they are
         entries = self._take(max_records)
         while not entries and (left_s := deadline_s - time.monotonic()) > 0:
             self._poll(left_s)
@@ -169,12 +171,12 @@ class LogConsumer:
     ) -> None:
         self.close()
 
-    def _poll(self, timeout_s: float) -> None:
+    def _poll(self, timeout_s: float, *, max_records: int = _POLL_RECORDS) -> None:
         """Fetch into the buffers; join, leave and follow the group where it is time."""
         self._polled_s = time.monotonic()
         found: dict[TopicPartition, list[Any]] = {}
         try:
-            found = self._client.poll(timeout_ms=round(timeout_s * 1000), max_records=_POLL_RECORDS)
+            found = self._client.poll(timeout_ms=round(timeout_s * 1000), max_records=max_records)
         except NoOffsetForPartitionError as error:
             self._follow_assignment()
             self._start(error.args[0])

@@ -463,6 +463,27 @@ def test_a_busy_member_keeps_its_lease_while_it_reads_nothing(backend: Backend) 
         consumer.commit(behind(read))
 
 
+def test_a_member_that_turns_busy_while_another_joins_keeps_its_share(backend: Backend) -> None:
+    """Its last read ended in the middle of the rebalance: it used to be taken for dead in the step that followed."""
+    log = backend.open(lease_s=backend.short_lease_s)
+    fill(log, 20, "prompts")
+    with log.subscribe("g", ["prompts"]) as one:
+        read = take(one, 20)
+        with backend.open(lease_s=backend.short_lease_s).subscribe("g", ["prompts"]) as other:
+            other.read(max_records=1, timeout_s=1)  # asks for its share
+            for _ in range(30):
+                assert one.read(max_records=1, timeout_s=0) == []
+                threading.Event().wait(0.05)
+            busy_until_s = time.monotonic() + 1.5 * backend.short_lease_s
+            while time.monotonic() < busy_until_s:
+                other.read(max_records=99, timeout_s=0.1)
+            kept = {place: offset for place, offset in behind(read).items() if place in one.positions()}
+            assert len(kept) >= 2
+            one.commit(kept)
+            committed = log.committed("g", ["prompts"])
+            assert {place: committed[place] for place in kept} == kept
+
+
 def test_processes_share_a_topic_and_none_reads_what_another_read(backend: Backend, log: Log) -> None:
     """They join while records keep coming, so that partitions change hands in the middle."""
     enough, num = threading.Event(), itertools.count()

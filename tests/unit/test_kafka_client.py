@@ -1,5 +1,6 @@
 """How a Kafka cluster is reached: what the settings become, and what is refused before anything connects."""
 
+import contextlib
 import socket
 import ssl
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from streaming.config import KafkaConfig, load_section
 from streaming.errors import ConfigError, NotReadyError
 from streaming.log import open_log
-from streaming.log.kafka_client import bootstrap_servers, client_settings
+from streaming.log.kafka_client import SteadyNetClient, bootstrap_servers, client_settings
 from tests.certificates import Authority
 
 URL = "kafka://a:9092,b:9093"
@@ -111,3 +112,11 @@ def test_a_cluster_that_nobody_serves_is_not_ready() -> None:
         url = f"kafka://127.0.0.1:{held.getsockname()[1]}"
         with pytest.raises(NotReadyError, match="streamdpo check"):
             open_log(url, run="r", kafka=KafkaConfig(connect_timeout_s=1))
+
+
+def test_a_leader_that_is_in_no_list_of_brokers_is_asked_about_again_and_raises_nothing() -> None:
+    """kafka-python's own client raises here, and its sender thread then spins for ever."""
+    client = SteadyNetClient(bootstrap_servers=["127.0.0.1:1"])
+    with contextlib.closing(client):
+        client.maybe_connect(99)
+        assert client.cluster.need_update
