@@ -133,7 +133,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_with_the_same_command_to_its_last_step(
     with started(path) as process:
         until(lambda: (state(directory, "learner-0") or RoleState(**_NOBODY)).numbers.get("step", 0) >= 3, process)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=RUN_S)
     assert process.returncode == 0, err
     assert "stopped by a signal" in out
     first = state(directory, "learner-0")
@@ -167,7 +167,7 @@ def test_a_signal_to_the_whole_process_group_lets_the_learner_write_its_checkpoi
     with started(path, session=True) as process:
         until(lambda: (state(directory, "learner-0") or RoleState(**_NOBODY)).numbers.get("step", 0) >= 3, process)
         os.killpg(process.pid, signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=RUN_S)
     assert process.returncode == 0, err
     assert "stopped by a signal" in out
     assert "did not end well" not in out
@@ -185,7 +185,7 @@ def test_a_signal_while_ray_starts_ends_the_run_cleanly(tmp_path, number):
         while "starting 5 processes" not in (line := process.stdout.readline()):
             assert line, "it ended before it began"
         process.send_signal(number)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=RUN_S)
     assert process.returncode == 0, err
     assert "stopped by a signal" in out
 
