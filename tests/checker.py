@@ -84,22 +84,29 @@ def forgotten(books: Books) -> list[Violation]:
 def ended_twice(books: Books) -> list[Violation]:
     """An example has one ending, however often it was told."""
     twice = {
-        f"{example}: {sorted({one.ending for one in told})}"
+        f"{example}: {', '.join(sorted({_told(one) for one in told}))}"
         for example, told in books.final_endings().items()
         if len({(one.ending, (one.epoch, one.step) if one.ending == "trained" else None) for one in told}) > 1
     }
     return _broken("ended twice", "examples with different endings", twice)
 
 
+def _told(one: Feedback) -> str:
+    where = f"{one.epoch}/{one.step}" if one.ending == "trained" else one.reason
+    return f"{one.ending} by {one.stage} ({where})"
+
+
 def versions_go_down(books: Books) -> list[Violation]:
     """Within an epoch each published number is above the one before, and no candidate was sampled backwards."""
     newest: dict[int, int] = {}
+    known: list[WeightVersion] = []
     down = []
     for one in books.weights:
         version = one.record.version
-        if version.number <= newest.get(version.epoch, -1):
+        if version.number <= newest.get(version.epoch, -1) and one.record not in known:  # sent twice is said once
             down.append(f"{version} at {one.entry.where}")
         newest[version.epoch] = max(version.number, newest.get(version.epoch, -1))
+        known.append(one.record)
     backwards = {
         f"{one.record.group_id} at {one.entry.where}"
         for one in books.groups
