@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import apsw
+
 from learner.config import LearnerConfig
 from streaming import topics
 from streaming.heartbeat import Heartbeat
@@ -75,7 +77,7 @@ def told(output: Output) -> str:
     return output.topic
 
 
-def freeze_process(moment):
+def freeze_process(moment, file):
     """Stop this process (SIGSTOP, every thread of it) just before the first event of this kind with these words."""
     kind, words = moment
     is_over = threading.Event()
@@ -84,9 +86,19 @@ def freeze_process(moment):
         if event == kind and not is_over.is_set() and re.search(words, str(arguments)):
             is_over.set()
             with _APPENDING:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                wait_for_transactions(file)
+                # To this very thread: another one may take a signal to the process, and this one go on for a while.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     sys.addaudithook(look)
+
+
+def wait_for_transactions(file):
+    """Until no thread of any process is writing to the log's file: in a transaction one must not stand still."""
+    connection = apsw.Connection(str(file))
+    connection.set_busy_timeout(1000 * PATIENCE_S)
+    connection.execute("BEGIN IMMEDIATE; ROLLBACK")
+    connection.close()
 
 
 def until_frozen(process):
@@ -109,7 +121,7 @@ def be_a_rank(run, model, settings, environment, output, freeze_at=None):
     with open_run(run) as opened:
         log = opened if freeze_at is None else AuditedLog(opened)
         if freeze_at is not None:
-            freeze_process(freeze_at)
+            freeze_process(freeze_at, run / "log.db")
         metrics = Metrics("learner")
         heartbeat = Heartbeat(log, metrics, role="learner", index=int(environment["RANK"]))
         config = LearnerConfig.model_validate(settings)
