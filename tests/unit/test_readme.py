@@ -7,13 +7,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from actors.prompts import Prompt, read_prompts
 from deploy.check import preflight
 from deploy.cli import app
 from deploy.config import RunConfig, load_config
 from deploy.tiny_model import save_tiny_model
-from streaming.config import Section
+from streaming.config import LogConfig, Section, load_section
 from streaming.records import Group
 from streaming.rewards.function import FunctionSource
 from streaming.rewards.loading import load_function
@@ -27,10 +28,9 @@ SMALL = ROOT / "deploy" / "configs" / "small.yaml"
 QUOTED = re.findall(r"`([^`\n]+)`", README)
 
 
-def example(language: str) -> str:
-    """The only block in this language."""
-    [block] = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-    return block
+def example(language: str, number: int = 0) -> str:
+    """The block of this number in this language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)[number]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,11 @@ def test_its_run_passes_what_is_checked_before_anything_starts(config: RunConfig
     folder = Path(config.prompts.path).parent
     assert config.directory == str(folder / "runs" / "my-run")
     assert "streamdpo report runs/my-run" in README
+
+
+def test_its_settings_of_a_cluster_are_settings(config: RunConfig) -> None:
+    log = yaml.safe_load(example("yaml", 1))["log"]
+    assert load_section(LogConfig, log, where="README").kafka.sasl_mechanism == "SCRAM-SHA-512"
 
 
 def test_its_prompts_are_a_text_and_a_conversation_with_an_answer_each(config: RunConfig) -> None:
