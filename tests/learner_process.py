@@ -109,7 +109,7 @@ def until_frozen(process):
         process.join(0.005)
 
 
-def be_a_rank(run, model, settings, environment, output, freeze_at=None):
+def be_a_rank(run, model, settings, environment, output, freeze_at=None, sampled_by=None):
     """One rank of a learner, until SIGTERM or max_steps. It stops itself (SIGSTOP) at the moment `freeze_at`."""
     from learner.train import Learner
 
@@ -127,7 +127,7 @@ def be_a_rank(run, model, settings, environment, output, freeze_at=None):
         config = LearnerConfig.model_validate(settings)
         learner = Learner(
             log, metrics, heartbeat, config=config, model=str(model), directory=run, policy="policy",
-            environment=environment,
+            environment=environment, sampled_by=sampled_by,
         )  # fmt: skip
         learner.run(stop)
         heartbeat.close(health="stopped", message=heartbeat.state.message)
@@ -153,15 +153,15 @@ def record(run, *pairs):
         log.append([Output(topic, pair.pair_id.encode(), encode(pair)) for pair in pairs])
 
 
-def start(run, model, settings, *, rank=0, world_size=1, port=0, freeze_at=None):
+def start(run, model, settings, *, rank=0, world_size=1, port=0, freeze_at=None, sampled_by=None):
     environment = {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    arguments = (run, model, {**settings, "world_size": world_size}, environment, run / f"rank-{rank}.log", freeze_at)
-    process = CONTEXT.Process(target=be_a_rank, args=arguments)
+    arguments = (run, model, {**settings, "world_size": world_size}, environment, run / f"rank-{rank}.log")
+    process = CONTEXT.Process(target=be_a_rank, args=(*arguments, freeze_at, sampled_by))
     process.start()
     return process
 
