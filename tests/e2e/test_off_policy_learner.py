@@ -43,25 +43,33 @@ def run(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def learner(run):
+    """The learner's process; killed where the test ends before it."""
+    process = start(run, save_tiny_model(run / "model"), WITHOUT_END, sampled_by="other")
+    yield process
+    process.kill()
+    process.join()
+
+
 def consumed(run):
     return [one for one in feedback(run, "consumed") if not one.reason]
 
 
-def test_it_waits_for_its_selectors_and_then_trains_what_is_left(run):
-    process = start(run, save_tiny_model(run / "model"), WITHOUT_END, sampled_by="other")
+def test_it_waits_for_its_selectors_and_then_trains_what_is_left(run, learner):
     limit_s = time.monotonic() + PATIENCE_S
     while len(consumed(run)) < 5:
-        assert process.is_alive() and time.monotonic() < limit_s, logs(run)
-        process.join(0.05)
-    process.join(LOOKS_S)
-    assert process.is_alive(), "its selectors have not settled every scored group"
+        assert learner.is_alive() and time.monotonic() < limit_s, logs(run)
+        learner.join(0.05)
+    learner.join(LOOKS_S)
+    assert learner.is_alive(), "its selectors have not settled every scored group"
     assert len(consumed(run)) == 5, "no partial batch before the end"
 
     record(run, sampled(8), sampled(9))
     with open_run(run) as log, log.subscribe(topics.selectors("policy"), [topics.SCORED.name]) as selector:
         selector.read(max_records=9, timeout_s=1.0)
         selector.commit(selector.positions())
-    assert wait(process) == 0, logs(run)
+    assert wait(learner) == 0, logs(run)
     with open_run(run) as log:
         assert role_states(log)["learner-0"].message == "end of data"
     assert sorted(one.request_number for one in consumed(run)) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
