@@ -65,8 +65,6 @@ class Process:
         self.error: BaseException | None = None
         self.silent_since_s: float | None = None  # dead, or standing still
         self.resumes_s = 0.0
-        self.pulse: Callable[[], None] = lambda: None  # its heartbeat
-        self.pulsed_s = world.now_s
 
     def __str__(self) -> str:
         return f"{self.role_id}#{self.start}"
@@ -171,9 +169,6 @@ class World:
         asyncio._set_running_loop(fiber.loop)
         if process.is_dead:
             raise Killed
-        if self.now_s - process.pulsed_s >= 1.0:
-            process.pulsed_s = self.now_s
-            process.pulse()
 
     def unwind(self, fiber: Fiber) -> None:
         """Let a dead fiber's frames end."""
@@ -255,6 +250,44 @@ class FiberLock:
 
     def __exit__(self, *_: object) -> None:
         self._is_held = False
+
+
+class FiberEvent:
+    """Stands in for a threading.Event."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def wait(self, seconds: float) -> bool:
+        if not self._is_set:
+            self._process.wait(seconds, "waits")
+        return self._is_set
+
+
+class FiberThread:
+    """Stands in for a threading.Thread: what its body raises ends it, and nobody is told."""
+
+    def __init__(self, process: Process, body: Callable[[], None], name: str) -> None:
+        self._process = process
+
+        def run() -> None:
+            try:
+                body()
+            except Exception as error:
+                process.world.tell(process, f"the thread {name} ends: {error}")
+
+        self._fiber = process.spawn(run, name)
+
+    def join(self) -> None:
+        while not self._fiber.is_done:
+            self._process.wait(0.1, "join")
 
 
 class FiberFuture:

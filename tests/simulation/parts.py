@@ -20,7 +20,7 @@ from learner.publisher import Publisher
 from learner.trainer import ExampleNumbers, StepNumbers
 from streaming.asking import Answered, Answers
 from streaming.errors import EngineError, RecordError, WeightsError
-from streaming.heartbeat import Heartbeat, last_epoch
+from streaming.heartbeat import INTERVAL_S, Heartbeat, last_epoch
 from streaming.log.protocol import Entry, Log
 from streaming.metrics import Metrics
 from streaming.records import (
@@ -34,7 +34,7 @@ from streaming.records import (
     Span,
     Version,
 )
-from tests.simulation.fibers import EPOCH_S, FiberLock, Process, World
+from tests.simulation.fibers import EPOCH_S, FiberEvent, FiberLock, FiberThread, Process, World
 
 FIRST_PROMPT_TOKEN = 100
 """Prompts are one token: this and the request's number, so that every example says whose it is."""
@@ -74,27 +74,21 @@ class Faults:
 
 
 class FiberHeartbeat(Heartbeat):
-    """The heartbeat of a process that has no threads: the world gives the beats."""
+    """The heartbeat of a process whose threads are fibers; it beats as the real one does."""
 
     def __init__(self, log: Log, metrics: Metrics, process: Process, *, role: str) -> None:
         self._log = log
         self._metrics = metrics
-        self._process = process
+        self._interval_s = INTERVAL_S
         self._lock: Any = FiberLock(process)
+        self._wake: Any = FiberEvent(process)
         role_id = process.role_id
         self.state = RoleState(
             role=role, role_id=role_id, pid=process.start, host="simulation", time_s=process.world.now_s,
             epoch=last_epoch(log, role_id) + 1, health="starting",
         )  # fmt: skip
         self._beat()
-        process.pulse = self._pulse
-
-    def close(self, *, health: str = "stopped", message: str = "") -> None:
-        self._process.pulse = lambda: None
-        self.tell(at_once=True, health=health, message=message, leases=[])
-
-    def _pulse(self) -> None:
-        self._process.spawn(self._beat, "heartbeat")
+        self._thread: Any = FiberThread(process, self._run, "heartbeat")
 
 
 class FiberEngine:
@@ -184,7 +178,8 @@ class FiberPanel:
         if "reference" in self._faults.rates and group.request.number % 5 == 3:  # whenever it is asked: a bad record
             return RecordError("the reference failed on it", where=group.group_id, do="It is a dead letter.")
         values = [None if candidate.tokens[0] == 2 else sum(candidate.tokens) % 4 for candidate in group.candidates]
-        rewards = SourceRewards(source="judge", weight=1.0, values=values, reasons=["timeout"] * len(values))
+        reasons = ["not_applicable" if value is None else None for value in values]
+        rewards = SourceRewards(source="judge", weight=1.0, values=values, reasons=reasons if None in values else [])
         is_eval = group.request.purpose == "eval"
         return Answers([rewards], None if is_eval else [-1.0] * len(values))
 

@@ -6,7 +6,7 @@ from tests.simulation.broken import BROKEN
 from tests.simulation.roles import Settings
 from tests.simulation.schedule import Plan, plan, simulate, story
 
-NUM_SEEDS = 100
+NUM_SEEDS = 200
 """A short form: `python -m tests.simulation --seeds 20000` is the long one."""
 
 PER_TEST = 20
