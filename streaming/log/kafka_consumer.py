@@ -25,7 +25,7 @@ from kafka.structs import OffsetAndMetadata
 
 from streaming.errors import LeaseLostError, LogError, TrimmedError
 from streaming.log.kafka_cluster import Cluster
-from streaming.log.kafka_failures import explain, passes
+from streaming.log.kafka_failures import ask, explain, passes
 from streaming.log.kafka_group import is_rebalancing
 from streaming.log.protocol import Entry, Offsets, Partition
 
@@ -291,12 +291,13 @@ class LogConsumer:
         return {place: OffsetAndMetadata(offset, "", -1) for place, offset in wanted.items()}
 
     def _commit(self, wanted: dict[TopicPartition, OffsetAndMetadata]) -> None:
-        try:
-            self._client.commit(wanted, timeout_ms=round(self._timeout_s * 1000))
-        except (CommitFailedError, RebalanceInProgressError):
-            raise
-        except KafkaError as error:
-            raise explain(error, where=self._where()) from error
+        """Through an outage too: asking twice for the same offsets changes nothing."""
+        ask(
+            lambda: self._client.commit(wanted, timeout_ms=round(self._timeout_s * 1000)),
+            where=self._where(),
+            timeout_s=self._timeout_s,
+            handing_on=(CommitFailedError, RebalanceInProgressError),
+        )
 
     def _lost(self, offsets: Offsets) -> LeaseLostError:
         return LeaseLostError(

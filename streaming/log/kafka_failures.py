@@ -84,13 +84,18 @@ def unreachable(servers: str, error: Exception) -> NotReadyError:
     )
 
 
-def ask(question: Callable[[], T], *, where: str, timeout_s: float) -> T:
-    """The cluster's answer; asked again while a failure may pass, for `timeout_s`. Raises our own errors only."""
+def ask(question: Callable[[], T], *, where: str, timeout_s: float, handing_on: tuple[type[KafkaError], ...] = ()) -> T:
+    """The cluster's answer; asked again while a failure may pass, for `timeout_s`.
+
+    Raises our own errors, and as they are those that the caller acts on.
+    """
     deadline_s = time.monotonic() + timeout_s
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
             return question()
+        except handing_on:
+            raise
         except KafkaError as error:
             if not passes(error):
                 raise explain(error, where=where) from error
