@@ -6,10 +6,9 @@ import multiprocessing
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
-from tests.simulation.schedule import Outcome, Plan, plan, simulate, story
+from tests.simulation.schedule import Outcome, simulate, simulate_all, story
 
 
 def main() -> int:
@@ -24,17 +23,8 @@ def main() -> int:
     return replay(chosen.seed, is_all=chosen.all) if chosen.seed is not None else run(chosen)
 
 
-def planned(seed: int, *, is_all: bool) -> Plan:
-    return replace(plan(seed), held_back=frozenset()) if is_all else plan(seed)
-
-
-def simulate_all(seed: int) -> Outcome:
-    """With the faults that are held back."""
-    return simulate(seed, planned=planned(seed, is_all=True))
-
-
 def replay(seed: int, *, is_all: bool) -> int:
-    outcome = simulate(seed, is_traced=True, planned=planned(seed, is_all=is_all))
+    outcome = (simulate_all if is_all else simulate)(seed, is_traced=True)
     print(*outcome.trace or [], story(outcome), sep="\n")
     return 1 if outcome.violations else 0
 

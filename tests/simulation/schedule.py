@@ -13,7 +13,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from learner import checkpoint
@@ -79,6 +79,7 @@ class Outcome:
     num_steps: int = 0
     recovery_s: float = 0.0  # from the last fault to the end of the data
     trace: list[str] | None = None
+    options: str = ""  # that a replay needs
     fingerprint: int = 0  # of everything that was appended, in its order
 
 
@@ -120,6 +121,12 @@ def simulate(seed: int, *, cast: Cast | None = None, is_traced: bool = False, pl
         shutil.rmtree(directory)
 
 
+def simulate_all(seed: int, *, is_traced: bool = False) -> Outcome:
+    """The seed with the faults that are held back, too."""
+    outcome = simulate(seed, is_traced=is_traced, planned=replace(plan(seed), held_back=frozenset()))
+    return replace(outcome, options=" --all")
+
+
 class _Simulation:
     def __init__(self, seed: int, planned: Plan, cast: Cast, directory: Path, is_traced: bool) -> None:
         self._seed = seed
@@ -145,13 +152,13 @@ class _Simulation:
         self._world.at(FAULTY_S, self._faults.heal)
         try:
             is_over = self._world.run(self._is_over, max_steps=MAX_STEPS)
+            stuck = [] if is_over else self._stuck("is not over")
             recovery_s = self._world.now_s - self._faults.newest_s
             self._run.stopping.is_set = True
-            is_over &= self._world.run(self._is_stopped, max_steps=self._world.num_steps + MAX_STEPS // 4)
-            stories = [str(process) for process in self._world.processes if process.is_alive]
+            if not self._world.run(self._is_stopped, max_steps=self._world.num_steps + MAX_STEPS // 4):
+                stuck += self._stuck("does not stop")
         finally:
             self._world.bury()
-        stuck = [] if is_over else [Violation("liveness", f"no end after {self._world.num_steps} steps", (*stories,))]
         return Outcome(
             self._seed,
             [*stuck, *self._deaths, *self._violations()],
@@ -161,6 +168,10 @@ class _Simulation:
             self._world.trace,
             self._fingerprint(),
         )
+
+    def _stuck(self, what: str) -> list[Violation]:
+        living = [str(process) for process in self._world.processes if process.is_alive]
+        return [Violation("liveness", f"the run {what} after {self._world.num_steps} steps; alive", (*living,))]
 
     def _fingerprint(self) -> int:
         places = [(entry.topic, entry.partition, entry.offset, entry.key) for entry in self._store.history]
@@ -322,7 +333,7 @@ def story(outcome: Outcome) -> str:
     lines = [f"seed {outcome.seed}: {len(outcome.violations)} violations after {outcome.num_steps} steps"]
     lines += [f"  {violation}" for violation in outcome.violations]
     lines += [f"  faults: {dict(sorted(outcome.faults.items()))}"]
-    return "\n".join([*lines, f"  replay: python -m tests.simulation {outcome.seed}"])
+    return "\n".join([*lines, f"  replay: python -m tests.simulation{outcome.options} {outcome.seed}"])
 
 
-__all__ = ["EPOCH_S", "Outcome", "Plan", "plan", "simulate", "story"]
+__all__ = ["EPOCH_S", "Outcome", "Plan", "plan", "simulate", "simulate_all", "story"]
