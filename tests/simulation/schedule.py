@@ -79,8 +79,8 @@ class Outcome:
     num_steps: int = 0
     recovery_s: float = 0.0  # from the last fault to the end of the data
     trace: list[str] | None = None
-    options: str = ""  # that a replay needs
     fingerprint: int = 0  # of everything that was appended, in its order
+    options: str = ""  # that a replay needs
 
 
 def plan(seed: int) -> Plan:
