@@ -133,6 +133,7 @@ class Lead:
         looked_s = time.monotonic()
         with self._metrics.time.spend("waiting"):
             while not stop.is_set():
+                self._publisher.look()
                 with self._metrics.time.spend("busy"):
                     is_full = self._reader.fill(self._config.batch.batch_size)
                     self._settle_drops()

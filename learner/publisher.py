@@ -102,6 +102,11 @@ class Publisher:
             under_way, self._under_way = self._under_way, None
             under_way.result()
 
+    def look(self) -> None:
+        """As `wait`, where that returns at once: so that nobody waits for ever for a version that failed."""
+        if self._under_way is not None and self._under_way.done():
+            self.wait()
+
     def close(self) -> None:
         """Finish what is under way."""
         self._worker.shutdown()

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from streaming import topics
-from streaming.errors import SupersededError
+from streaming.errors import LogError, SupersededError
 from streaming.fencing import epoch_key
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
@@ -33,6 +33,7 @@ class Heartbeat:
         self._metrics = metrics
         self._interval_s = interval_s
         self._lock = threading.Lock()
+        self._beating = threading.Lock()  # beats come in the order of their times; `tell` waits for none
         self._wake = threading.Event()
         role_id = f"{role}-{index}"
         self.state = RoleState(
@@ -58,12 +59,16 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._wake.wait(self._interval_s):
-            self._beat()
+            try:
+                self._beat()
+            except LogError:  # the role itself is well: its next beat says so
+                self._metrics.count("beats_failed_total")
 
     def _beat(self) -> None:
-        with self._lock:
-            self.state = msgspec.structs.replace(self.state, time_s=time.time(), seconds=self._metrics.time.seconds())
-            state = self.state
+        with self._beating:
+            with self._lock:
+                seconds = self._metrics.time.seconds()
+                self.state = state = msgspec.structs.replace(self.state, time_s=time.time(), seconds=seconds)
             self._log.append([Output(topics.ROLES.name, epoch_key(state.role_id, state.epoch), encode(state))])
 
 

@@ -32,6 +32,7 @@ _MARGIN = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 SPECS: dict[str, Spec] = {
     "role_seconds_total": Spec(Counter, "Seconds this role spent in each state since it started.", ("state",)),
+    "beats_failed_total": Spec(Counter, "Heartbeats that the log refused; the next one follows."),
     "records_read_total": Spec(Counter, "Records this role read.", ("topic",)),
     "records_written_total": Spec(Counter, "Records this role wrote and saw acknowledged.", ("topic",)),
     "duplicates_total": Spec(Counter, "Records recognised by their id as already processed.", ("topic",)),

@@ -299,6 +299,9 @@ class FiberFuture:
         self.value: Any = None
         self.error: BaseException | None = None
 
+    def done(self) -> bool:
+        return self.is_done
+
     def result(self) -> Any:
         while not self.is_done:
             self._process.wait(0.02, "future")

@@ -81,6 +81,7 @@ class FiberHeartbeat(Heartbeat):
         self._metrics = metrics
         self._interval_s = INTERVAL_S
         self._lock: Any = FiberLock(process)
+        self._beating: Any = FiberLock(process)
         self._wake: Any = FiberEvent(process)
         role_id = process.role_id
         self.state = RoleState(

@@ -51,10 +51,6 @@ POISONED = (topics.CANDIDATES, topics.SCORED, topics.pairs(POLICY), topics.FEEDB
 
 HELD_BACK: dict[tuple[str, str], str] = {
     ("partial", topics.PROMPTS.name): "a number whose request was lost on the way to a cluster is never issued again",
-    ("refused", topics.WEIGHTS.name): "a learner waits for ever where its first version was not announced",
-    ("unknown", topics.WEIGHTS.name): "as refused",
-    ("refused", topics.ROLES.name): "a heartbeat that failed once is silent until its role starts again",
-    ("unknown", topics.ROLES.name): "as refused",
     ("reference", ""): "a group that is sampled again after its dead letter ends a second time",
 }
 """Faults (kind, topic of the append) whose violations are known and wait to be mended: why. `--all` lets them come."""
