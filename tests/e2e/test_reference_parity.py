@@ -113,12 +113,14 @@ def test_the_first_step_sees_no_margin_and_no_distance_to_the_reference(
 def test_a_published_version_generates_what_the_learners_model_generates(
     learner: Learner, model: Path, examples: list[Example], tmp_path: Path, log: Log
 ) -> None:
+    from learner.claim import Claim
     from learner.publisher import Publisher
 
     for step in range(1, 4):
         learner.trainer.train(step, examples)
+    claim = Claim(tmp_path / "checkpoints", log, "policy")
     publisher = Publisher(
-        tmp_path, log, policy="policy", source=model, keep=2, dtype=None, announced=lambda record: None
+        tmp_path / "weights", log, claim, policy="policy", source=model, keep=2, dtype=None, announced=lambda _: None
     )
     learner.trainer.publish(publisher, Version(1, 4), step=4, lineage=[], tokens=None)
     publisher.close()
