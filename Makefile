@@ -6,13 +6,19 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 ONLY ?=
 BIN = .venv/bin
 
-.PHONY: demo test bench install clean
+.PHONY: demo test test-faults bench install clean
 
 demo: install
 	@$(BIN)/streamdpo demo
 
 test: install
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/check.sh
+
+# The long form of the fault suite: outages of minutes, and 20,000 simulated schedules (about an hour on 2 cores).
+test-faults: install
+	@mkdir -p build
+	@STREAMDPO_FAULTS=long OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest tests/faults
+	@$(BIN)/python -m tests.simulation --seeds 20000 --processes 2 --json build/faults.json
 
 bench: install
 	@$(BIN)/python -m tests.bench $(ONLY)

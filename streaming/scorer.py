@@ -91,10 +91,15 @@ class _Shift:
                 new.append(entry)
         return new
 
+    def answers(self, entry: Entry) -> bool:
+        """Whether this is the first answer to what is under way: an entry that is read again is asked about twice."""
+        is_first = _place(entry) in self.open
+        self.open.discard(_place(entry))
+        return is_first
+
     def settle(self, entries: Sequence[Entry]) -> None:
         """Everything made from these is durable: go on behind them after a restart, as far as none is open before."""
         for entry in entries:
-            self.open.discard(_place(entry))
             self._frontier.settle((entry.topic, entry.partition), entry.offset)
         held = self.consumer.positions()
         self._commit({place: offset for place, offset in self._frontier.offsets().items() if place in held})
@@ -169,7 +174,7 @@ class Scorer:
             while not stop.is_set():
                 finished = self._read(shift, panel)
                 answered = panel.take(_POLL_S) if shift.open else []
-                finished += [self._finish(one) for one in answered if _place(one.entry) in shift.open]
+                finished += [self._finish(one) for one in answered if shift.answers(one.entry)]
                 if finished:
                     self._write(shift, finished)
                 self._metrics.time.enter("busy" if shift.open else "waiting")
