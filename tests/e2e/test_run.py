@@ -240,7 +240,7 @@ def test_rewards_that_fail_while_it_runs_are_missing_and_the_person_is_told(tmp_
 
 def test_the_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path):
     path, directory = write_run(tmp_path), tmp_path / "runs" / "mine"
-    directory.mkdir(parents=True)
+    (directory / "weights").mkdir(parents=True)  # it has begun
     (directory / "config.yaml").write_text(yaml.safe_dump({**SETTINGS, "model": "another/model"}))
     before = (directory / "config.yaml").read_text()
     code, _, err = run(path)
