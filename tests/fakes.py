@@ -1,7 +1,6 @@
 """Small, honest stand-ins for what tests cannot have: a crash at an exact place, and time that passes when told to."""
 
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 
 from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
 
@@ -10,7 +9,7 @@ class Crash(Exception):
     """The process ends here. Nothing of ours catches it."""
 
 
-class CrashingLog:
+class CrashingLog(Log):
     """A real log that crashes once: before or behind the Nth append, or before or behind the Nth commit, from 1."""
 
     def __init__(
@@ -61,14 +60,6 @@ class CrashingLog:
     def close(self) -> None:
         self.log.close()
 
-    def __enter__(self) -> "CrashingLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def pass_by(self, place: str) -> None:
         """Crash if this is the time."""
         self._counts[place] += 1
@@ -76,7 +67,7 @@ class CrashingLog:
             raise Crash(f"{place} {self._counts[place]}")
 
 
-class CrashingConsumer:
+class CrashingConsumer(Consumer):
     """A real consumer whose commits may crash."""
 
     def __init__(self, log: CrashingLog, consumer: Consumer) -> None:
@@ -99,14 +90,6 @@ class CrashingConsumer:
 
     def close(self) -> None:
         self._consumer.close()
-
-    def __enter__(self) -> "CrashingConsumer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Clock:

@@ -8,21 +8,17 @@ the problem in it, and `decode` refuses it, so that stages dead-letter it like a
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 
 import msgspec
 
-from streaming import topics
 from streaming.blobs import BlobStore, Place
-from streaming.errors import LogError, RecordError, TooLargeError
+from streaming.errors import LogError, RecordError
 from streaming.log.outlines import outline
+from streaming.log.placing import refuse_too_large
 from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
 from streaming.log.sweeper import Sweeper
 from streaming.metrics import Metrics
 from streaming.wire import Reference, decode_reference, encode_reference
-
-_ENVELOPE_BYTES = 64 * 1024
-"""What a dead letter may be larger than other values: so that any fits into one, with its reason."""
 
 _READ_BYTES = 64 * 1024 * 1024
 """Of blobs that one read returns: what is beyond is read by the next one, so that memory stays bounded."""
@@ -60,7 +56,7 @@ def _counter(metrics: Metrics | None) -> Callable[[str], None]:
     return lambda action: metrics.count("blobs_total", action=action)
 
 
-class ByReferenceLog:
+class ByReferenceLog(Log):
     """Any log, and a store of blobs. Owns the log: closing this closes it."""
 
     def __init__(
@@ -124,23 +120,9 @@ class ByReferenceLog:
         self._sweeper.close()
         self.bare.close()
 
-    def __enter__(self) -> "ByReferenceLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _check_size(self, output: Output) -> None:
         limit = max(self._max_record_bytes, self._max_blob_bytes)
-        envelope_bytes = _ENVELOPE_BYTES if output.topic == topics.DEAD_LETTER.name else 0
-        if len(output.value) > limit + envelope_bytes:
-            raise TooLargeError(
-                f"a value of {len(output.value)} bytes is above the limit of {limit}",
-                where=f"{output.topic}, key {output.key!r}",
-                do="Nothing was appended. Raise log.max_blob_bytes, or sample fewer or shorter candidates.",
-            )
+        refuse_too_large(output, limit, setting="log.max_blob_bytes")
 
     def _write(self, output: Output) -> str | None:
         """The name of the value's blob, which is durable; None where it needs none."""
@@ -170,7 +152,7 @@ def _refer(output: Output, name: str | None) -> Output:
     return output._replace(value=encode_reference(reference))
 
 
-class ByReferenceConsumer:
+class ByReferenceConsumer(Consumer):
     """A position in the log; what it reads is whole."""
 
     def __init__(self, consumer: Consumer, blobs: BlobStore) -> None:
@@ -208,14 +190,6 @@ class ByReferenceConsumer:
 
     def close(self) -> None:
         self._consumer.close()
-
-    def __enter__(self) -> "ByReferenceConsumer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _go_back(self, entries: Sequence[Entry]) -> None:
         """Read these again next time."""

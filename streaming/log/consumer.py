@@ -5,12 +5,11 @@ look -> entries, or nothing -> wait for this process's next append, or look agai
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
 
 from streaming.errors import LeaseLostError, LogError, TrimmedError
 from streaming.log.leases import Membership
 from streaming.log.partitions import OFFSET_BITS, begin_offset, committed_offset, end_offset, read
-from streaming.log.protocol import Entry, Offsets, Partition
+from streaming.log.protocol import Consumer, Entry, Offsets, Partition
 from streaming.log.store import Database, Row, Writer
 
 _FIRST_POLL_S = 0.002
@@ -22,7 +21,7 @@ _LAST_POLL_S = 0.02
 _OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
 
-class SQLiteConsumer:
+class SQLiteConsumer(Consumer):
     """Belongs to one thread. `places` maps the id of each partition it may read to its topic and number."""
 
     def __init__(
@@ -90,14 +89,6 @@ class SQLiteConsumer:
         if self.membership is not None:
             self.membership.leave()
         self._database.close()
-
-    def __enter__(self) -> "SQLiteConsumer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _look(self, max_records: int) -> list[Entry]:
         """What is there now. Costs one cheap statement where nothing has changed since nothing was there."""

@@ -8,9 +8,7 @@ questions wait for `delivery_timeout_s`, reads are empty.
 """
 
 import threading
-import zlib
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
@@ -18,7 +16,7 @@ from kafka.errors import KafkaError
 
 from streaming import topics as table
 from streaming.config import KafkaConfig
-from streaming.errors import LogError, TooLargeError
+from streaming.errors import LogError
 from streaming.log.kafka_client import client_settings
 from streaming.log.kafka_cluster import Cluster
 from streaming.log.kafka_consumer import LogConsumer
@@ -26,11 +24,9 @@ from streaming.log.kafka_failures import unreachable
 from streaming.log.kafka_group import steady
 from streaming.log.kafka_newest import Newest
 from streaming.log.kafka_producer import Appender, Placed
-from streaming.log.protocol import Entry, Offsets, Output, Partition
+from streaming.log.placing import ENVELOPE_BYTES, partition_of, refuse_too_large
+from streaming.log.protocol import Entry, Log, Offsets, Output, Partition
 from streaming.metrics import Metrics
-
-_ENVELOPE_BYTES = 64 * 1024
-"""What a dead letter may be larger than other records: so that any record fits into one, with its reason."""
 
 _HEARTBEAT_S = 0.5
 """Between two heartbeats of a group member at most: by them it learns that others have joined or left."""
@@ -45,7 +41,7 @@ _FETCHES = 4
 """Partitions' worth of `fetch_bytes` that one request brings: what a reader's memory is bounded by, about twice."""
 
 
-class KafkaLog:
+class KafkaLog(Log):
     """A run's topics on a cluster. Safe to use from several threads; each reader belongs to one."""
 
     def __init__(
@@ -118,23 +114,9 @@ class KafkaLog:
         self._appender.close()
         self._cluster.close()
 
-    def __enter__(self) -> "KafkaLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _place(self, output: Output) -> Placed:
-        envelope_bytes = _ENVELOPE_BYTES if output.topic == table.DEAD_LETTER.name else 0
-        if len(output.value) > self._max_record_bytes + envelope_bytes:
-            raise TooLargeError(
-                f"a record of {len(output.value)} bytes is above the limit of {self._max_record_bytes}",
-                where=f"{output.topic}, key {output.key!r}",
-                do="Nothing was appended. Raise log.max_record_bytes, or sample fewer or shorter candidates.",
-            )
-        number = zlib.crc32(output.key) % self._cluster.num_partitions(output.topic)
+        refuse_too_large(output, self._max_record_bytes, setting="log.max_record_bytes")
+        number = partition_of(output.key, self._cluster.num_partitions(output.topic))
         return Placed(self._cluster.topic(output.topic), number, output.key, output.value)
 
     def _make_producer(self) -> KafkaProducer:
@@ -147,7 +129,7 @@ class KafkaLog:
             compression_type=None if config.compression == "none" else config.compression,
             linger_ms=round(config.linger_s * 1000),
             batch_size=config.batch_bytes,
-            max_request_size=self._max_record_bytes + 2 * _ENVELOPE_BYTES,
+            max_request_size=self._max_record_bytes + 2 * ENVELOPE_BYTES,
             delivery_timeout_ms=round(config.delivery_timeout_s * 1000),
             max_block_ms=round(config.delivery_timeout_s * 1000),
         )

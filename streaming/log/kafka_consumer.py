@@ -9,7 +9,6 @@ kafka-python's own thread, and the others wait with the rebalance until it reads
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
@@ -27,7 +26,7 @@ from streaming.errors import LeaseLostError, LogError, TrimmedError
 from streaming.log.kafka_cluster import Cluster
 from streaming.log.kafka_failures import ask, explain, passes
 from streaming.log.kafka_group import is_rebalancing
-from streaming.log.protocol import Entry, Offsets, Partition
+from streaming.log.protocol import Consumer, Entry, Offsets, Partition
 
 _POLL_RECORDS = 512
 """Taken out of kafka-python at once: they are fetched anyway, and a poll costs as much for one as for many."""
@@ -67,7 +66,7 @@ class _Revoked(ConsumerRebalanceListener):  # type: ignore[misc]
         """Nothing to do: they start where the group committed."""
 
 
-class LogConsumer:
+class LogConsumer(Consumer):
     """Belongs to one thread. `group` is None for a reader of named partitions."""
 
     def __init__(
@@ -162,14 +161,6 @@ class LogConsumer:
         except KafkaError as error:
             if not passes(error):  # a cluster that is away finds out by itself that this member is gone
                 raise explain(error, where=self._where()) from error
-
-    def __enter__(self) -> "LogConsumer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _poll(self, timeout_s: float, *, max_records: int = _POLL_RECORDS) -> None:
         """Fetch into the buffers; join, leave and follow the group where it is time."""

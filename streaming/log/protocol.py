@@ -7,7 +7,7 @@ them by their deterministic ids.
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 Partition = tuple[str, int]
 """(topic, partition number)."""
@@ -67,11 +67,13 @@ class Consumer(Protocol):
     def close(self) -> None:
         """Give the partitions back; what was read and not committed is read again by whoever takes them."""
 
-    def __enter__(self) -> "Consumer": ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 class Log(Protocol):
@@ -110,8 +112,10 @@ class Log(Protocol):
     def close(self) -> None:
         """Release files and connections. Everything appended stays."""
 
-    def __enter__(self) -> "Log": ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()

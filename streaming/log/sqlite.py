@@ -7,31 +7,27 @@
 
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from weakref import WeakSet
 
 from streaming import topics as table
-from streaming.errors import LogError, TooLargeError
+from streaming.errors import LogError
 from streaming.log import partitions
 from streaming.log.consumer import SQLiteConsumer
 from streaming.log.leases import Membership, renew_all
 from streaming.log.partitions import OFFSET_BITS, Layout, Placed
-from streaming.log.protocol import Entry, Offsets, Output, Partition
+from streaming.log.placing import partition_of, refuse_too_large
+from streaming.log.protocol import Entry, Log, Offsets, Output, Partition
 from streaming.log.retention import Retention
 from streaming.log.store import Database, Writer
 
 LEASE_S = 10.0
 """A member that was not heard of for this long is dead, and its partitions go to others."""
 
-_ENVELOPE_BYTES = 64 * 1024
-"""What a dead letter may be larger than other records: so that any record fits into one, with its reason."""
 
-
-class SQLiteLog:
+class SQLiteLog(Log):
     """A run's log in a file. Safe to use from several threads; other processes open the file themselves."""
 
     def __init__(
@@ -136,14 +132,6 @@ class SQLiteLog:
         self._reader.close()
         self._writer.close()
 
-    def __enter__(self) -> "SQLiteLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _group(self, group: str) -> str:
         return f"{self._run}.{group}"
 
@@ -157,15 +145,9 @@ class SQLiteLog:
         return found
 
     def _place(self, output: Output) -> Placed:
-        envelope_bytes = _ENVELOPE_BYTES if output.topic == table.DEAD_LETTER.name else 0
-        if len(output.value) > self._max_record_bytes + envelope_bytes:
-            raise TooLargeError(
-                f"a record of {len(output.value)} bytes is above the limit of {self._max_record_bytes}",
-                where=f"{output.topic}, key {output.key!r}",
-                do="Nothing was appended. Raise log.max_record_bytes, or sample fewer or shorter candidates.",
-            )
+        refuse_too_large(output, self._max_record_bytes, setting="log.max_record_bytes")
         layout = self._layout(output.topic)
-        number = zlib.crc32(output.key) % len(layout.ids)
+        number = partition_of(output.key, len(layout.ids))
         return Placed(layout.ids[number], number, layout.is_compacted, output)
 
     def _per_partition(self, topic: str, ask: Callable[[Database, int], int]) -> dict[Partition, int]:

@@ -7,11 +7,10 @@ Nothing is ever forgotten behind the scenes: `archive` reads what retention and 
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
 
 from streaming import topics as table
 from streaming.errors import LeaseLostError, LogError, TooLargeError, TrimmedError
-from streaming.log.protocol import Entry, Offsets, Output, Partition
+from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
 from tests.simulation.fibers import Fiber, Process
 
 LEASE_S = 10.0
@@ -162,7 +161,7 @@ class Store:
         return number, entry.offset
 
 
-class MemoryLog:
+class MemoryLog(Log):
     """One process's log; without a process, one in which nothing ever goes wrong."""
 
     def __init__(self, store: Store, process: Process | None = None) -> None:
@@ -239,20 +238,12 @@ class MemoryLog:
     def close(self) -> None:
         return
 
-    def __enter__(self) -> "MemoryLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _pass_by(self, what: str) -> None:
         if self._process is not None:
             self._process.pass_by(what)
 
 
-class MemoryConsumer:
+class MemoryConsumer(Consumer):
     """A member of a group, or a reader of named partitions."""
 
     def __init__(
@@ -306,14 +297,6 @@ class MemoryConsumer:
             return
         if self.group is not None and self.member is not None:
             self.group.leave(self.member)
-
-    def __enter__(self) -> "MemoryConsumer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _look(self, max_records: int) -> list[Entry]:
         self._follow()
