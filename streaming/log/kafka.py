@@ -37,6 +37,9 @@ _HEARTBEATS = 4
 _FETCH_WAIT_S = 0.2
 """How long a broker holds an empty fetch back: new records come at once, but a seek waits for it."""
 
+_METADATA_S = 10.0
+"""A topic or partition that a broker did not know of yet is found this soon; kafka-python's own limit is 5 minutes."""
+
 _FETCHES = 4
 """Partitions' worth of `fetch_bytes` that one request brings: what a reader's memory is bounded by, about twice."""
 
@@ -148,6 +151,7 @@ class KafkaLog(Log):
                 session_timeout_ms=round(config.session_timeout_s * 1000),
                 heartbeat_interval_ms=round(min(_HEARTBEAT_S, config.session_timeout_s / _HEARTBEATS) * 1000),
                 max_poll_interval_ms=round(config.max_poll_interval_s * 1000),
+                metadata_max_age_ms=round(_METADATA_S * 1000),
                 max_partition_fetch_bytes=config.fetch_bytes,
                 fetch_max_wait_ms=round(_FETCH_WAIT_S * 1000),
                 fetch_max_bytes=_FETCHES * config.fetch_bytes,
