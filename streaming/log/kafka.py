@@ -19,7 +19,7 @@ from streaming.config import KafkaConfig
 from streaming.errors import LogError
 from streaming.log.kafka_client import client_settings
 from streaming.log.kafka_cluster import Cluster
-from streaming.log.kafka_consumer import LogConsumer
+from streaming.log.kafka_consumer import Deleted, LogConsumer
 from streaming.log.kafka_failures import unreachable
 from streaming.log.kafka_group import steady
 from streaming.log.kafka_newest import Newest
@@ -80,9 +80,13 @@ class KafkaLog(Log):
         return consumer
 
     def assign(self, offsets: Offsets) -> LogConsumer:
+        return self.follow(offsets, None)
+
+    def follow(self, offsets: Offsets, deleted: Deleted | None) -> LogConsumer:
+        """As `assign`; and `deleted` hears of tombstones, which are no entries."""
         for place in offsets:
             self._cluster.place(place)
-        consumer = self._open_consumer(None)
+        consumer = self._open_consumer(None, deleted)
         consumer.assign(offsets)
         return consumer
 
@@ -137,7 +141,7 @@ class KafkaLog(Log):
             max_block_ms=round(config.delivery_timeout_s * 1000),
         )
 
-    def _open_consumer(self, group: str | None) -> LogConsumer:
+    def _open_consumer(self, group: str | None, deleted: Deleted | None = None) -> LogConsumer:
         config = self._config
         self._cluster.check_open()
         try:
@@ -164,6 +168,7 @@ class KafkaLog(Log):
             group=group,
             timeout_s=config.delivery_timeout_s,
             closed=self._forget,
+            deleted=deleted,
         )
         with self._lock:
             self._consumers.add(consumer)

@@ -49,6 +49,9 @@ _CLOSE_S = 5.0
 _REJOIN_POLL_S = 0.1
 """One poll of a commit that waits for a rebalance."""
 
+Deleted = Callable[[bytes, int], None]
+"""Told of every tombstone (key, offset) as it is fetched: before the entries behind it in its partition are read."""
+
 
 class _Revoked(ConsumerRebalanceListener):  # type: ignore[misc]
     """Notes the partitions that a rebalance took away. Called in kafka-python's thread while ours waits in a poll."""
@@ -77,12 +80,14 @@ class LogConsumer(Consumer):
         group: str | None,
         timeout_s: float,
         closed: "Callable[[LogConsumer], None]",
+        deleted: Deleted | None = None,
     ) -> None:
         self._client = client
         self._cluster = cluster
         self._group = group
         self._timeout_s = timeout_s
         self._closed = closed
+        self._deleted = deleted
         self._revoked = _Revoked()
         self._held: set[TopicPartition] = set()
         self._buffers: dict[TopicPartition, deque[Entry]] = {}
@@ -185,11 +190,14 @@ class LogConsumer(Consumer):
 
     def _entries(self, place: TopicPartition, records: Iterable[Any]) -> list[Entry]:
         topic, number = self._cluster.partition(place)
-        return [
-            Entry(topic, number, record.offset, record.key or b"", record.value, record.timestamp / 1000)
-            for record in records
-            if record.value is not None  # a tombstone: the record of this key is deleted
-        ]
+        entries = []
+        for record in records:
+            key = record.key or b""
+            if record.value is not None:
+                entries.append(Entry(topic, number, record.offset, key, record.value, record.timestamp / 1000))
+            elif self._deleted is not None:  # a tombstone: the record of this key is deleted
+                self._deleted(key, record.offset)
+        return entries
 
     def _follow_assignment(self) -> None:
         """Forget what was taken away, even if it came back: it may have been another's in between."""

@@ -1,4 +1,8 @@
-"""The newest record of every key of a compacted topic: read whole once, and then only what is new."""
+"""The newest record of every key of a compacted topic: read whole once, and then only what is new.
+
+A tombstone takes its key out, unless a newer record put it in again. A key always lies in the same partition, so their
+offsets say which of the two came last.
+"""
 
 import threading
 from typing import TYPE_CHECKING
@@ -23,6 +27,7 @@ class Newest:
         self._lock = threading.Lock()
         self._reader: LogConsumer | None = None
         self._found: dict[bytes, Entry] = {}
+        self._deleted: dict[bytes, int] = {}  # key -> offset of its tombstone, since the newest look
 
     def look(self) -> dict[bytes, Entry]:
         """What was newest when this was called, or is newer."""
@@ -40,11 +45,16 @@ class Newest:
         assert self._reader is not None
         while entries := self._reader.read(max_records=_MAX_RECORDS, timeout_s=0):
             self._found.update((entry.key, entry) for entry in entries)
+        for key, offset in self._deleted.items():
+            if key in self._found and self._found[key].offset < offset:
+                del self._found[key]
+        self._deleted.clear()
 
     def _start(self) -> None:
         begins = self._log.begin_offsets(self._topic)
         self._found.clear()
+        self._deleted.clear()
         if self._reader is None:
-            self._reader = self._log.assign(begins)
+            self._reader = self._log.follow(begins, self._deleted.__setitem__)
         else:
             self._reader.seek(begins)

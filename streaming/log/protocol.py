@@ -104,7 +104,7 @@ class Log(Protocol):
         """Where the group goes on after a restart (the beginning where it never committed)."""
 
     def newest(self, topic: str) -> dict[bytes, Entry]:
-        """The newest record of every key of a compacted topic."""
+        """The newest record of every key of a compacted topic; of a key that was deleted, what came after that."""
 
     def trim(self, offsets: Offsets) -> None:
         """Forget everything before these offsets (retention)."""
