@@ -20,6 +20,7 @@ from actors.keeper import EngineKeeper, MakeEngine
 from actors.reading import GROUP, PromptReader, WeightsReader
 from actors.update import Weights, announced
 from streaming import topics
+from streaming.endings import FORGOTTEN
 from streaming.errors import EngineError, RecordError, TooLargeError
 from streaming.heartbeat import Heartbeat
 from streaming.log.protocol import Entry, Log, Output
@@ -30,9 +31,6 @@ STAGE = "generator"
 
 INITIAL = Version(0, 0)
 """Version of a model that is never updated."""
-
-FORGOTTEN = "forgotten"
-"""Reason of a request without a prompt: a person's data were deleted (`streamdpo forget`)."""
 
 TICK_S = 0.5
 """Between two refreshments of the headline figures; a heartbeat takes them along once a second."""

@@ -20,6 +20,7 @@ from deploy.config import RunConfig
 from deploy.lock import only_launcher
 from deploy.status import SILENT_S
 from streaming import topics
+from streaming.endings import FORGOTTEN
 from streaming.errors import ConfigError, NotReadyError, RecordError
 from streaming.heartbeat import role_states
 from streaming.history import entries
@@ -110,7 +111,7 @@ def redacted(record: Record) -> Record:
             rejected = None if record.rejected is None else _empty(record.rejected)
             return replace(record, prompt_tokens=[], prompt_text="", chosen=_empty(record.chosen), rejected=rejected)
         case DeadLetter():
-            return replace(record, value=b"", reason="forgotten")
+            return replace(record, value=b"", reason=FORGOTTEN)
     return record
 
 

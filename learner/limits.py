@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from streaming.endings import FORGOTTEN
 from streaming.records import Pair
 
 
@@ -15,7 +16,7 @@ class Limits(NamedTuple):
     def refuse(self, pair: Pair) -> str | None:
         """The reason why this pair cannot be trained on, or None."""
         if not pair.prompt_tokens and not pair.chosen.tokens:
-            return "forgotten"
+            return FORGOTTEN
         sides = [pair.chosen, *([pair.rejected] if pair.rejected else [])]
         longest = len(pair.prompt_tokens) + max(len(side.tokens) for side in sides)
         if self.max_length is not None and longest > self.max_length:

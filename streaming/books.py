@@ -6,6 +6,9 @@
 from time to time, beside a running scheduler, so that an audit can go on from it where the log has been trimmed. The
 newest requests keep their accounts: a second ending of one of these is found. What is said about a closed request is
 not compared any more: it is a repetition after a crash, or a dead letter that was sent again.
+
+A request that is sampled again has other content under the same id, and a late copy of it may be dropped where nobody
+remembers the first: such a drop ends nothing, whichever of the two is told first.
 """
 
 import logging
@@ -15,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from streaming import topics
+from streaming.endings import FORGOTTEN
 from streaming.errors import LogError, RecordError
 from streaming.fencing import read_fences
 from streaming.frontier import IntervalSet
@@ -35,7 +39,7 @@ SUPERSEDED = "superseded"
 """Reason of feedback about a second content of a group that was already settled: it ends nothing."""
 
 KEPT_REQUESTS = 4096
-"""Newest requests whose accounts are carried whole: far more than a restart repeats, and a record of some 100 KB."""
+"""Newest requests whose accounts are carried whole: far more than a restart repeats, and a record of some 350 KB."""
 
 CARRY_S = 600.0
 """Between two carried balances: the shortest retention is two days, and a file of a size takes longer to fill."""
@@ -70,9 +74,9 @@ class Ledger:
                 return
             self._open_again(one)
         account = self.accounts.get(number, Account(number=number))
-        if one.ending in FINAL_ENDINGS and _contradicts(account, one):
+        self.accounts[number], is_contradicted = _entered(account, one)
+        if is_contradicted:
             self.ended_twice.add(number)
-        self.accounts[number] = _entered(account, one)
 
     def has_ended(self, number: int) -> bool:
         """Whether every example of an issued request has its final ending."""
@@ -208,26 +212,45 @@ def _feedback(entry: Entry) -> Feedback:
     return decode(Feedback, entry.value, where=entry.where)
 
 
-def _entered(account: Account, one: Feedback) -> Account:
-    ended = list(account.ended)
+def _entered(account: Account, one: Feedback) -> tuple[Account, bool]:
+    """The account after this was said, and whether it contradicts what was said before."""
+    ended, is_contradicted = account.ended, False
     if one.ending == "redriven":
         ended = [other for other in ended if (other.index, other.ending) != (one.index, "dead_lettered")]
-    elif one.ending in FINAL_ENDINGS and all(other.index != one.index for other in ended):
-        ended.append(Ended(index=one.index, ending=one.ending, reason=one.reason, step=one.step))
-    return Account(
+    elif one.ending in FINAL_ENDINGS:
+        ended, is_contradicted = _ended(ended, one)
+    account = Account(
         number=account.number,
         num_examples=max(account.num_examples, one.num_examples),
         is_consumed=account.is_consumed or one.ending == "consumed",
         ended=ended,
     )
+    return account, is_contradicted
 
 
-def _contradicts(account: Account, one: Feedback) -> bool:
-    """Whether the same example has ended in another way, or was trained on at another step."""
-    before = next((other for other in account.ended if other.index == one.index), None)
+def _ended(ended: list[Ended], one: Feedback) -> tuple[list[Ended], bool]:
+    """The examples' endings with one more, and whether that is a second one of its example."""
+    now = Ended(index=one.index, ending=one.ending, reason=one.reason, step=one.step, content_hash=one.content_hash)
+    before = next((other for other in ended if other.index == now.index), None)
     if before is None:
+        return [*ended, now], False
+    if _yields(now, to=before):
+        return ended, False
+    if _yields(before, to=now):
+        return [now if other is before else other for other in ended], False
+    return ended, before.ending != now.ending or (now.ending == "trained" and before.step != now.step)
+
+
+def _yields(drop: Ended, *, to: Ended) -> bool:
+    """Whether a drop says nothing beside the example's other ending.
+
+    Before the learner a drop is about one sampling, and the ending of another sampling wins; a prompt is forgotten
+    after it was sampled, perhaps after the example has ended. What a learner drops it has settled.
+    """
+    if drop.ending != "dropped" or drop.step is not None:
         return False
-    return before.ending != one.ending or (one.ending == "trained" and before.step != one.step)
+    is_other_content = "" not in (drop.content_hash, to.content_hash) and drop.content_hash != to.content_hash
+    return drop.reason == FORGOTTEN or is_other_content
 
 
 def _is_over(account: Account) -> bool:

@@ -4,6 +4,9 @@ from typing import Any
 
 from streaming.records import Ending, Feedback, PromptRequest
 
+FORGOTTEN = "forgotten"
+"""Reason of a drop whose prompt is gone: a person's data were deleted (`streamdpo forget`)."""
+
 
 def end(
     request: PromptRequest, ending: Ending, *, policy: str, stage: str, reason: str, time_s: float, **details: Any

@@ -342,7 +342,8 @@ class Ended(Record, frozen=True, kw_only=True):
     index: int
     ending: Ending
     reason: str = ""
-    step: int | None = None
+    step: int | None = None  # of a learner's ending
+    content_hash: str = ""  # of the sampling that ended so, where it is known
 
 
 class Account(Record, frozen=True, kw_only=True):

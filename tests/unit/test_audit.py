@@ -1,5 +1,6 @@
 from typing import Any
 
+import msgspec
 import pytest
 
 from streaming.audit import Balance, audit, audit_log
@@ -52,6 +53,40 @@ def test_two_different_endings_of_one_example_are_found() -> None:
 def test_a_superseded_second_content_ends_nothing() -> None:
     assert balance(1, dropped(0, "superseded")).not_ended == [0]
     assert balance(1, make_feedback(0), dropped(0, "superseded")).is_balanced
+
+
+LATE_DROP = dropped(0, "tie", stage="selector", content_hash="second")
+"""Of a copy that was sampled again and came so late that nobody remembered the first."""
+
+
+@pytest.mark.parametrize("first", [make_feedback(0, step=3, content_hash="first"), dropped(0, "no_spread")])
+def test_a_late_second_content_that_is_dropped_ends_nothing(first: Feedback) -> None:
+    """It counted as a second ending of its request."""
+    first = msgspec.structs.replace(first, content_hash="first")
+    found = balance(1, first, LATE_DROP)
+    assert (found.is_balanced, found.endings) == (True, {(first.ending, first.reason): 1})
+
+
+def test_a_second_content_that_is_dropped_before_the_first_is_trained_ends_nothing() -> None:
+    found = balance(1, LATE_DROP, make_feedback(0, step=3, content_hash="first"), LATE_DROP)
+    assert (found.is_balanced, found.endings) == (True, {("trained", ""): 1})
+
+
+def test_what_the_learner_settled_ends_once_whatever_its_content() -> None:
+    trained = make_feedback(0, stage="learner", step=3, content_hash="first")
+    assert balance(1, trained, msgspec.structs.replace(trained, content_hash="second", step=4)).ended_twice == [0]
+    stale = dropped(0, "stale", stage="learner", step=4, content_hash="second")
+    assert balance(1, trained, stale).ended_twice == [0]
+    assert balance(1, trained, dropped(0, "tie", content_hash="first")).ended_twice == [0]
+
+
+def test_a_prompt_that_is_forgotten_after_its_request_has_ended_does_not_end_it_again() -> None:
+    """A generator that was killed before it committed finds the prompt gone, and drops a request long trained on."""
+    trained, forgotten = make_feedback(0, step=3, content_hash="first"), dropped(0, "forgotten", stage="generator")
+    for told in ((trained, forgotten), (forgotten, trained)):
+        assert balance(1, *told).endings == {("trained", ""): 1}
+        assert balance(1, *told).is_balanced
+    assert balance(1, forgotten).endings == {("dropped", "forgotten"): 1}
 
 
 @pytest.mark.parametrize(("indices", "has_ended"), [([0], False), ([1, 1], False), ([0, 1], True)])
