@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from actors.config import GenerationConfig, PromptsConfig, SchedulerConfig
+from deploy.overrides import apply_override
 from learner.config import LearnerConfig
 from streaming.config import (
     Live,
@@ -192,6 +193,9 @@ SAVED = "config.yaml"
 FILE_LIKE = re.compile(r"^[.~/]|\.(jsonl|json|parquet|csv|py|safetensors)$")
 """What can only be a path, never a hub name or a module: it is anchored even where nothing lies there yet."""
 
+SYSTEM_AUTHORITIES = "system"
+"""The `ca_file` that is no file."""
+
 
 class Change(NamedTuple):
     """A setting that differs between two starts of a run."""
@@ -209,7 +213,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     values = _read_yaml(path)
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return _anchor(load_section(RunConfig, values, where=str(path)), path.resolve().parent)
 
 
@@ -290,73 +294,59 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one value by its path; a number in the path is a place in a list."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise _bad_override(override, "has no value", "Write --set a.b=value.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as cause:
-        raise _bad_override(override, f"has a value that is not YAML: {cause}", "Quote the value.") from cause
-    *parents, last = key.split(".")
-    here: Any = values
-    for part in parents:
-        here = _descend(here, part, override)
-    if isinstance(here, list):
-        here[_place(here, last, override)] = value
-    elif isinstance(here, dict):
-        here[last] = value
-    else:
-        raise _bad_override(override, f"{last!r} lies in a value, not in a section", "Check the path.")
-
-
-def _descend(here: Any, part: str, override: str) -> Any:
-    if isinstance(here, list):
-        return here[_place(here, part, override)]
-    if not isinstance(here, dict):
-        raise _bad_override(override, f"{part!r} lies in a value, not in a section", "Check the path.")
-    if here.get(part) is None:
-        here[part] = {}
-    return here[part]
-
-
-def _place(items: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise _bad_override(override, f"{part!r} is no place in a list of {len(items)}", "Count from 0.")
-    return int(part)
-
-
-def _bad_override(override: str, what: str, do: str) -> ConfigError:
-    return ConfigError(f"--set {override}: {what}", where="command line", do=do)
-
-
 def _anchor(config: RunConfig, folder: Path) -> RunConfig:
-    """Paths made absolute, because the roles work in other directories.
+    """Paths made absolute, because the roles and later commands work in other directories.
 
-    A path is looked for beside the file, then in the working directory; what lies in neither and can be no path
-    (a hub name, `package.module:function`) stays as it is.
+    What is read is looked for beside the file, then in the working directory; what lies in neither and can be no path
+    (a hub name, `package.module:function`) stays as it is. What is written lies beside the file, where it is no URL.
     """
 
-    def beside(name: str) -> str:
+    def named(name: str) -> str:
         path, colon, attribute = name.partition(":") if ".py:" in name else (name, "", "")
-        expanded = Path(path).expanduser()
-        found = next((base / expanded for base in (folder, Path.cwd()) if (base / expanded).exists()), None)
+        found = _found(path, folder)
         if found is None and FILE_LIKE.search(path):
-            found = folder / expanded
-        return name if found is None else f"{Path(os.path.abspath(found))}{colon}{attribute}"
+            found = _beside(path, folder)
+        return name if found is None else f"{found}{colon}{attribute}"
 
-    def anchored(section: SectionT, *names: str) -> SectionT:
-        values = {name: value and beside(value) for name in names if (value := getattr(section, name)) is not None}
-        return section.model_copy(update=values)
+    def file(name: str) -> str:
+        return name if name == SYSTEM_AUTHORITIES else _found(name, folder) or _beside(name, folder)
 
-    directory = Path(config.directory).expanduser() if config.directory else Path("runs") / config.name
-    return anchored(config, "model").model_copy(
+    def place(name: str) -> str:
+        return name if "://" in name else _beside(name, folder)
+
+    def stores(learner: LearnerConfig) -> LearnerConfig:
+        return learner.model_copy(update={"publish": _with(learner.publish, place, "url")})
+
+    log = _with(config.log, place, "blobs")
+    kafka_files = [name for name in type(log.kafka).model_fields if name.endswith("_file")]
+    policies = {name: _with(one, named, "model", "reference") for name, one in config.policies.items()}
+    return _with(config, named, "model").model_copy(
         update={
-            "directory": os.path.abspath(folder / directory),
-            "prompts": anchored(config.prompts, "path", "eval_path"),
-            "rewards": [anchored(source, "function", "model") for source in config.rewards],
-            "scoring": anchored(config.scoring, "reference"),
-            "policies": {name: anchored(one, "model", "reference") for name, one in config.policies.items()},
+            "directory": _beside(config.directory or f"runs/{config.name}", folder),
+            "prompts": _with(config.prompts, named, "path", "eval_path"),
+            "rewards": [_with(source, named, "function", "model") for source in config.rewards],
+            "scoring": _with(config.scoring, named, "reference"),
+            "generation": _with(config.generation, place, "weights_cache"),
+            "log": log.model_copy(update={"kafka": _with(log.kafka, file, *kafka_files)}),
+            "learner": stores(config.learner),
+            "policies": {
+                name: one.model_copy(update={"learner": stores(one.learner)}) for name, one in policies.items()
+            },
         }
     )
+
+
+def _found(name: str, folder: Path) -> str | None:
+    """What is there under this name, beside the file or in the working directory."""
+    expanded = Path(name).expanduser()
+    return next((os.path.abspath(base / expanded) for base in (folder, Path.cwd()) if (base / expanded).exists()), None)
+
+
+def _beside(name: str, folder: Path) -> str:
+    return os.path.abspath(folder / Path(name).expanduser())
+
+
+def _with(section: SectionT, absolute: Callable[[str], str], *names: str) -> SectionT:
+    """The section with the paths in these fields made absolute, where it has any there."""
+    values = {name: absolute(value) for name in names if (value := getattr(section, name))}
+    return section.model_copy(update=values)

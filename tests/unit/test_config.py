@@ -43,6 +43,31 @@ def test_a_missing_file_is_named_where_it_was_looked_for(tmp_path):
     assert config.rewards[0].function == f"{tmp_path}/reward.py:score"
 
 
+def test_files_and_stores_of_a_cluster_are_relative_to_the_file_too(tmp_path):
+    """They were read as they stood there, so that `status` from another directory than `run`'s found no ca.pem."""
+    names = ["ca_file", "certificate_file", "key_file", "key_password_file", "password_file"]
+    kafka = {name: f"{name}.pem" for name in names} | {"sasl_mechanism": "PLAIN", "username": "me"}
+    stores = {
+        "log": {"url": "kafka://broker:9092", "blobs": "blobs", "kafka": kafka},
+        "generation": {"weights_cache": "cache"},
+        "learner": {"publish": {"url": "published"}},
+        "policies": {"b": {"learner": {"publish": {"url": "others"}}}, "c": None},
+    }
+    config = load_config(write(tmp_path / "run.yaml", **stores))
+    assert [getattr(config.log.kafka, name) for name in names] == [f"{tmp_path}/{name}.pem" for name in names]
+    assert (config.log.blobs, config.generation.weights_cache) == (f"{tmp_path}/blobs", f"{tmp_path}/cache")
+    urls = [policy.learner.publish.url for policy in config.every_policy]
+    assert urls == [f"{tmp_path}/{name}" for name in ("published", "others", "published")]
+
+
+def test_authorities_of_the_system_and_urls_stay_as_they_are(tmp_path):
+    kafka = {"ca_file": "system", "sasl_mechanism": "OAUTHBEARER", "token_file": "token"}
+    log = {"url": "kafka://broker:9092", "blobs": "s3://bucket/blobs", "kafka": kafka}
+    config = load_config(write(tmp_path / "run.yaml", log=log, learner={"publish": {"url": "s3://bucket/weights"}}))
+    assert (config.log.kafka.ca_file, config.log.kafka.token_file) == ("system", f"{tmp_path}/token")
+    assert (config.log.blobs, config.learner.publish.url) == ("s3://bucket/blobs", "s3://bucket/weights")
+
+
 def test_hub_names_and_modules_stay_as_they_are(tmp_path):
     rewards = [{"name": "a", "function": "package.module:function"}]
     config = load_config(
