@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from streaming.errors import TrimmedError
 from streaming.log.kafka_consumer import LogConsumer
-from streaming.log.protocol import Entry
+from streaming.log.protocol import Entry, Offsets
 
 if TYPE_CHECKING:
     from streaming.log.kafka import KafkaLog
@@ -30,21 +30,28 @@ class Newest:
         self._deleted: dict[bytes, int] = {}  # key -> offset of its tombstone, since the newest look
 
     def look(self) -> dict[bytes, Entry]:
-        """What was newest when this was called, or is newer."""
+        """What was newest when this was called, or is newer. Waits for a cluster that is away, as every question does.
+
+        Raises LogError where it stays away: what was found so far may lack anything.
+        """
+        ends = self._log.end_offsets(self._topic)
         with self._lock:
             try:
-                self._read_on()
+                self._read_to(ends)
             except TrimmedError:
                 self._start()
-                self._read_on()
+                self._read_to(ends)
             return dict(self._found)
 
-    def _read_on(self) -> None:
+    def _read_to(self, ends: Offsets) -> None:
         if self._reader is None:
             self._start()
         assert self._reader is not None
-        while entries := self._reader.read(max_records=_MAX_RECORDS, timeout_s=0):
+        while any(offset < ends[place] for place, offset in self._reader.positions().items()):
+            entries = self._reader.read(max_records=_MAX_RECORDS, timeout_s=0)
             self._found.update((entry.key, entry) for entry in entries)
+            if not entries:
+                self._log.end_offsets(self._topic)  # to wait: there is more, and the cluster did not deliver it
         for key, offset in self._deleted.items():
             if key in self._found and self._found[key].offset < offset:
                 del self._found[key]
