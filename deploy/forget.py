@@ -1,22 +1,25 @@
 """One prompt's data, deleted: `streamdpo forget RUN PROMPT_ID`.
 
-    named (RUN/forgotten.txt) -> its texts, tokens and answers overwritten in the log -> what is left is told
+    named (RUN/forgotten.txt) -> its texts, tokens and answers overwritten in the log -> its blobs removed -> told
 
 From then on the prompt is not sampled any more: its requests end as dropped, reason `forgotten`. Ids, request numbers
-and endings stay, so that the books balance; they hold nothing that a person wrote. What cannot be deleted is named:
-records in Kafka until their retention has passed, blobs, weights and checkpoints that were trained on it, copies.
+and endings stay, so that the books balance; they hold nothing that a person wrote. A crash anywhere is mended by doing
+it again. What cannot be deleted is named: records that lie in Kafka itself until their retention has passed, weights
+and checkpoints that were trained on it, copies.
 """
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from actors.scheduler import Prompts
+from deploy import forgotten_blobs
 from deploy.config import RunConfig
+from deploy.forgotten_blobs import Removed
 from deploy.lock import only_launcher
 from deploy.status import SILENT_S
 from streaming import topics
@@ -35,6 +38,7 @@ from streaming.records import (
     Record,
     Response,
     ScoredGroup,
+    WeightVersion,
     decode,
     encode,
 )
@@ -44,6 +48,7 @@ NAME = "forgotten.txt"
 """In the run's directory: a prompt id a line."""
 
 DAY_S = 24 * 3600
+"""Added to what brokers keep: they look for old segments now and then, and their clocks differ."""
 
 
 class Forgotten(NamedTuple):
@@ -52,6 +57,15 @@ class Forgotten(NamedTuple):
     prompt_id: str
     deleted: dict[str, int]  # topic -> records whose content is gone
     left: list[str]  # what could not be deleted, in words
+    blobs: Removed | None = None  # the large ones among them; None where this run has no blobs
+
+
+class _Found(NamedTuple):
+    """A record with content of the prompt."""
+
+    entry: Entry
+    record: Record
+    blob: str | None  # its name, where the value lies beside the log
 
 
 def forget(config: RunConfig, prompt_id: str, log: Log, directory: Path) -> Forgotten:
@@ -62,21 +76,24 @@ def forget(config: RunConfig, prompt_id: str, log: Log, directory: Path) -> Forg
     """
     with only_launcher(directory):
         _refuse_while_running(log)
-        found = {topic: list(_of_prompt(log, topic, prompt_id)) for topic in _topics(config)}
+        found = {topic: _of_prompt(log, topic, prompt_id) for topic in _topics(config)}
         if not any(found.values()) and prompt_id not in forgotten(directory):
             raise ConfigError(
                 f"the log knows no prompt {prompt_id}", where="PROMPT_ID", do="`streamdpo tail prompts` shows the ids."
             )
         names = sorted({*forgotten(directory), prompt_id})
         write_durably(directory / NAME, "".join(f"{name}\n" for name in names).encode())
-        left = list(_left_in_log(log, found))
-        deleted = {} if left else _erase(log, found)
-        return Forgotten(prompt_id, deleted, [*left, *_left_elsewhere(log, directory, prompt_id)])
+        left = [*_left_in_log(config, log, found), *_left_elsewhere(log, directory, found, prompt_id)]
+        deleted = _erase(log, found)
+        return Forgotten(prompt_id, deleted, left, _remove_blobs(log, found, prompt_id))
 
 
 def told(found: Forgotten) -> str:
     """For people, a line each."""
     lines = [f"deleted: the content of {count} records in {topic}" for topic, count in found.deleted.items()]
+    if found.blobs is not None:
+        size = f"{found.blobs.num_bytes / 1e6:.1f} MB"
+        lines.append(f"deleted: {found.blobs.num_blobs} blobs of large records, {size}, in {found.blobs.url}")
     lines += [f"from now on {found.prompt_id} is dropped, reason forgotten"]
     return "\n".join([*lines, *(f"NOT deleted: {left}" for left in found.left)])
 
@@ -139,15 +156,24 @@ def _topics(config: RunConfig) -> list[topics.Topic]:
     return [topic for topic in topics.all_topics(*policies) if topic.record in content]
 
 
-def _of_prompt(log: Log, topic: topics.Topic, prompt_id: str) -> Iterator[tuple[Entry, Record]]:
+def _of_prompt(log: Log, topic: topics.Topic, prompt_id: str) -> list[_Found]:
     """Every entry of a topic that holds content of this prompt."""
+    blobs = forgotten_blobs.names_at(log, topic.name)
+    found = []
     for entry in entries(log, topic.name):
-        try:
-            record = decode(topic.record, entry.value, where=entry.where)
-        except RecordError:  # bytes that nobody could read lie in the dead letters too
-            continue
-        if _prompt_of(record, prompt_id) == prompt_id and redacted(record) != record:
-            yield entry, record
+        record = _content(topic, entry.value, prompt_id)
+        if record is not None:
+            found.append(_Found(entry, record, blobs.get((entry.partition, entry.offset))))
+    return found
+
+
+def _content(topic: topics.Topic, value: bytes, prompt_id: str) -> Record | None:
+    """The record in these bytes, where it holds content of the prompt."""
+    try:
+        record = decode(topic.record, value)
+    except RecordError:  # bytes that nobody could read lie in the dead letters too
+        return None
+    return record if _prompt_of(record, prompt_id) == prompt_id and redacted(record) != record else None
 
 
 def _prompt_of(record: Record, prompt_id: str) -> str | None:
@@ -163,14 +189,23 @@ def _prompt_of(record: Record, prompt_id: str) -> str | None:
     return None
 
 
-def _erase(log: Log, found: dict[topics.Topic, list[tuple[Entry, Record]]]) -> dict[str, int]:
+def _erase(log: Log, found: dict[topics.Topic, list[_Found]]) -> dict[str, int]:
+    """Records whose content goes, by topic: on a cluster those whose values are blobs."""
     bare = _embedded(log)
-    assert bare is not None, "only the embedded log can be written over"
-    return {
-        topic.name: bare.rewrite(entry._replace(value=encode(redacted(record))) for entry, record in held)
-        for topic, held in found.items()
-        if held
-    }
+    deleted = {}
+    for topic, held in found.items():
+        if bare is not None:
+            bare.rewrite(one.entry._replace(value=encode(redacted(one.record))) for one in held)
+        deleted[topic.name] = len([one for one in held if bare is not None or one.blob is not None])
+    return {name: count for name, count in deleted.items() if count}
+
+
+def _remove_blobs(log: Log, found: dict[topics.Topic, list[_Found]], prompt_id: str) -> Removed | None:
+    known = {one.blob for held in found.values() for one in held if one.blob is not None}
+    rows = {topic.name: topic for topic in found}
+    return forgotten_blobs.remove(
+        log, rows, known, lambda topic, value: _content(rows[topic], value, prompt_id) is not None
+    )
 
 
 def _embedded(log: Log) -> SQLiteLog | None:
@@ -179,18 +214,31 @@ def _embedded(log: Log) -> SQLiteLog | None:
     return bare if isinstance(bare, SQLiteLog) else None
 
 
-def _left_in_log(log: Log, found: dict[topics.Topic, list[tuple[Entry, Record]]]) -> Iterator[str]:
+def _left_in_log(config: RunConfig, log: Log, found: dict[topics.Topic, list[_Found]]) -> Iterator[str]:
     """What a cluster keeps: nobody can delete single records of a topic that is not compacted."""
-    if _embedded(log) is not None:
+    held = {topic: kept for topic, all_ in found.items() if (kept := [one for one in all_ if one.blob is None])}
+    if _embedded(log) is not None or not held:
         return
-    for topic, held in found.items():
-        if held:
-            newest_s = max(entry.time_s for entry, _ in held)
-            gone = time.strftime("%Y-%m-%d", time.localtime(newest_s + (topic.retention_s or 0) + DAY_S))
-            yield f"{len(held)} records of topic {topic.name}: gone by retention after {gone}"
+    from streaming.log.kafka_topics import longest_kept_s
+
+    kept_s = longest_kept_s(config.log, config.name, list(held))
+    for topic, left in held.items():
+        newest_s = max(one.entry.time_s for one in left)
+        yield f"{len(left)} records of topic {topic.name}: {_gone(newest_s, kept_s, topic)}"
 
 
-def _left_elsewhere(log: Log, directory: Path, prompt_id: str) -> Iterator[str]:
+def _gone(newest_s: float, kept_s: Mapping[str, float | None], topic: topics.Topic) -> str:
+    if topic.name not in kept_s:
+        return "until its retention has passed, which this user may not see (the right DescribeConfigs)"
+    longest_s = kept_s[topic.name]
+    if longest_s is None:
+        return "kept for ever, its retention.ms is -1"
+    return f"kept until {time.strftime('%Y-%m-%d', time.localtime(newest_s + longest_s + DAY_S))} at the longest"
+
+
+def _left_elsewhere(
+    log: Log, directory: Path, found: dict[topics.Topic, list[_Found]], prompt_id: str
+) -> Iterator[str]:
     told = [decode(Feedback, entry.value) for entry in _feedback_of(log, prompt_id)]
     steps = sorted({(one.epoch, one.step) for one in told if one.ending == "consumed" and not one.reason})
     if steps:
@@ -199,9 +247,22 @@ def _left_elsewhere(log: Log, directory: Path, prompt_id: str) -> Iterator[str]:
             f"weights: it was in {len(steps)} gradient steps, the first are {first}; every version and checkpoint "
             f"since has learned from it, in {directory / 'weights'}, {directory / 'checkpoints'}, best and last"
         )
+    if _is_probed(log, found):
+        yield f"the parity probe of a published version: its tokens, in topic weights and {directory / 'checkpoints'}"
     yield f"pages, exports and log files made before: {directory / 'report.html'}, {directory / 'logs'}"
-    yield "blobs of large records (the run's blobs directory): they go with their topics' retention"
     yield "the data set itself, backups and copies: delete it there too, and forget it again after a restore"
+
+
+def _is_probed(log: Log, found: dict[topics.Topic, list[_Found]]) -> bool:
+    """Whether generators compare their log-probs on an example of this prompt."""
+    prompts = [
+        tuple(one.record.prompt_tokens)
+        for held in found.values()
+        for one in held
+        if isinstance(one.record, Group | Pair)
+    ]
+    published = [decode(WeightVersion, entry.value) for entry in entries(log, topics.WEIGHTS.name)]
+    return any(one.probe is not None and tuple(one.probe.prompt_tokens) in prompts for one in published)
 
 
 def _feedback_of(log: Log, prompt_id: str) -> Iterator[Entry]:

@@ -53,6 +53,12 @@ class Blob(NamedTuple):
     name: str
     modified_s: float  # Unix time of the last write
     places: tuple[Place, ...] = ()  # the records that name it, as far as they are known
+    num_bytes: int | None = None  # None where only its places are there
+
+    @property
+    def is_partial(self) -> bool:
+        """Half a file: its writer was killed, or is at work."""
+        return self.name.endswith(_PARTIAL)
 
 
 class BlobStore:
@@ -73,6 +79,8 @@ class BlobStore:
             url, setting="log.blobs", error=LogError, pauses_s=_PAUSES_S, count=count, wait=wait
         )
         self.count = count
+        self.url = url
+        self.is_local = self._folder.is_local
         self._is_marked = False
 
     def write(self, folder: str, value: bytes) -> str:
@@ -122,7 +130,10 @@ class BlobStore:
                 name, places = _parse(f"{folder}/{info['name'].rsplit('/', 1)[-1]}")
                 before = blobs.get(name, Blob(name, 0.0))
                 blobs[name] = Blob(
-                    name, max(before.modified_s, self._folder.modified_s(info)), (*before.places, *places)
+                    name,
+                    max(before.modified_s, self._folder.modified_s(info)),
+                    (*before.places, *places),
+                    before.num_bytes if places else info["size"],
                 )
         return list(blobs.values())
 
@@ -139,6 +150,11 @@ class BlobStore:
             self._remove_file(name)
         self.count("removed")
         return True
+
+    def flush(self, folder: str) -> None:
+        """What was removed from a folder stays removed after a power loss."""
+        if self.is_local:
+            sync_directory(Path(self._path(folder)))
 
     def _remove_file(self, name: str) -> None:
         try:

@@ -70,7 +70,7 @@ class ByReferenceLog(Log):
     ) -> None:
         """`log` takes values up to `max_record_bytes`; the store takes those above, up to `max_blob_bytes`."""
         self.bare = log
-        self._blobs = blobs
+        self.blobs = blobs
         self._max_record_bytes = max_record_bytes
         self._max_blob_bytes = max_blob_bytes
         self._sweeper = Sweeper(log, blobs, clock=clock)
@@ -87,10 +87,10 @@ class ByReferenceLog(Log):
         return places
 
     def subscribe(self, group: str, topics: Sequence[str]) -> "ByReferenceConsumer":
-        return ByReferenceConsumer(self.bare.subscribe(group, topics), self._blobs)
+        return ByReferenceConsumer(self.bare.subscribe(group, topics), self.blobs)
 
     def assign(self, offsets: Offsets) -> "ByReferenceConsumer":
-        return ByReferenceConsumer(self.bare.assign(offsets), self._blobs)
+        return ByReferenceConsumer(self.bare.assign(offsets), self.blobs)
 
     def begin_offsets(self, topic: str) -> dict[Partition, int]:
         return self.bare.begin_offsets(topic)
@@ -102,7 +102,7 @@ class ByReferenceLog(Log):
         return self.bare.committed(group, topics)
 
     def newest(self, topic: str) -> dict[bytes, Entry]:
-        return {key: fetched(entry, self._blobs) for key, entry in self.bare.newest(topic).items()}
+        return {key: fetched(entry, self.blobs) for key, entry in self.bare.newest(topic).items()}
 
     def trim(self, offsets: Offsets) -> None:
         self.bare.trim(offsets)
@@ -114,7 +114,7 @@ class ByReferenceLog(Log):
         RecordError where the blob is gone or damaged.
         """
         reference = decode_reference(value)
-        return value if reference is None else self._blobs.read(reference.location, reference.num_bytes)
+        return value if reference is None else self.blobs.read(reference.location, reference.num_bytes)
 
     def close(self) -> None:
         self._sweeper.close()
@@ -128,16 +128,16 @@ class ByReferenceLog(Log):
         """The name of the value's blob, which is durable; None where it needs none."""
         if len(output.value) <= self._max_record_bytes:
             return None
-        return self._blobs.write(output.topic, output.value)
+        return self.blobs.write(output.topic, output.value)
 
     def _place(self, names: Sequence[str | None], places: Sequence[tuple[int, int]]) -> None:
         for name, place in zip(names, places, strict=True):
             if name is not None:
                 try:
-                    self._blobs.place(name, Place(*place))
+                    self.blobs.place(name, Place(*place))
                 except LogError:
                     # The record is in the log, so the append has not failed. The sweeper goes by the blob's age.
-                    self._blobs.count("unplaced")
+                    self.blobs.count("unplaced")
 
 
 def _refer(output: Output, name: str | None) -> Output:

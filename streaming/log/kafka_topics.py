@@ -206,6 +206,27 @@ def read_topics(admin: KafkaAdminClient, names: Sequence[str]) -> dict[str, Foun
     return found
 
 
+def longest_kept_s(config: LogConfig, run: str, rows: Sequence[Topic]) -> dict[str, float | None]:
+    """By topic, how long a record may stay at most: its retention, and as long as its segment still grows before.
+
+    None: for ever. Without the topics whose settings this user may not see. Raises NotReadyError where the cluster does
+    not answer.
+    """
+    try:
+        with open_admin(config) as admin:
+            found = read_topics(admin, [topic_name(run, row.name) for row in rows])
+    except KafkaError as cause:
+        raise NotReadyError(f"no answer: {cause!r}", where=config.url, do="Look at the brokers' logs.") from cause
+    seen = {row.name: one.settings for row in rows if (one := found.get(topic_name(run, row.name))) is not None}
+    return {name: _longest_kept_s(settings) for name, settings in seen.items() if settings}
+
+
+def _longest_kept_s(settings: Mapping[str, str]) -> float | None:
+    """Kafka deletes whole segments, when their newest record is past retention."""
+    retention_ms = int(settings["retention.ms"])
+    return None if retention_ms == FOR_EVER else (retention_ms + int(settings["segment.ms"])) / 1000
+
+
 def _read_settings(admin: KafkaAdminClient, names: Sequence[str]) -> dict[str, Mapping[str, str]]:
     """By topic; without those whose settings this user may not see."""
     if not names:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,18 @@ from deploy.config import RunConfig, load_config
 from deploy.forget import forget, forgotten, redacted, told, without_forgotten
 from learner.limits import Limits
 from streaming import topics
+from streaming.blobs import BlobStore
 from streaming.config import SelectionConfig
 from streaming.errors import ConfigError, NotReadyError
 from streaming.heartbeat import Heartbeat
 from streaming.history import entries
+from streaming.log.by_reference import ByReferenceLog
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
-from streaming.records import DeadLetter, Record, Source, decode, encode
+from streaming.records import DeadLetter, Probe, Record, Source, decode, encode
 from streaming.selector import select
-from tests.builders import make_feedback, make_group, make_pair, make_prompt, make_scored
+from tests.builders import make_feedback, make_group, make_pair, make_prompt, make_scored, make_weights
+from tests.fakes import Crash
 
 SECRET = "7+1="
 """The text of request 7."""
@@ -37,6 +41,21 @@ def letter(number: int) -> DeadLetter:
 
 @pytest.fixture
 def filled(log: Log) -> Log:
+    return fill(log)
+
+
+@pytest.fixture
+def large(log: Log, tmp_path: Path) -> Log:
+    """The same, with values that all lie beside the log."""
+    return fill(beside(log, tmp_path))
+
+
+def beside(log: Log, tmp_path: Path, count: Callable[[str], None] = lambda action: None) -> Log:
+    store = BlobStore(f"{tmp_path}/blobs", count=count)
+    return ByReferenceLog(log, store, max_record_bytes=1, max_blob_bytes=2**20)
+
+
+def fill(log: Log) -> Log:
     """Requests 7 and 8 in every topic."""
     for number in (7, 8):
         records: dict[topics.Topic, Record] = {
@@ -49,6 +68,10 @@ def filled(log: Log) -> Log:
         }
         log.append(Output(topic.name, b"p%d" % number, encode(record)) for topic, record in records.items())
     return log
+
+
+def files_with(text: str, folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes())
 
 
 def every_value(log: Log) -> list[bytes]:
@@ -114,3 +137,54 @@ def test_what_is_left_of_a_pair_is_dropped_by_the_learner_as_forgotten() -> None
 def test_what_is_left_of_a_scored_group_makes_no_pair() -> None:
     scored = decode(type(make_scored()), encode(redacted(make_scored(number=7))))
     assert select(scored, SelectionConfig(), policy="policy").decision.route == "drop"
+
+
+def test_the_blobs_of_the_prompt_are_removed_and_no_other(config: RunConfig, large: Log, tmp_path: Path) -> None:
+    """They stayed until their topics' retention had passed."""
+    others = files_with("8+1=", tmp_path / "blobs")
+    assert len(files_with(SECRET, tmp_path / "blobs")) == len(others) == 5
+    found = forget(config, "p7", large, tmp_path)
+    assert found.blobs is not None and found.blobs.num_blobs == 5
+    assert files_with(SECRET, tmp_path) == []
+    assert files_with("8+1=", tmp_path / "blobs") == others
+    assert f"deleted: 5 blobs of large records, 0.0 MB, in {tmp_path}/blobs" in told(found)
+    assert len([value for value in every_value(large) if b"8+1=" in value]) == 5
+    again = forget(config, "p7", large, tmp_path)
+    assert (again.deleted, again.blobs) == ({}, found.blobs._replace(num_blobs=0, num_bytes=0))
+
+
+def test_what_a_crash_left_of_the_blobs_is_removed_the_next_time(
+    config: RunConfig, large: Log, log: Log, tmp_path: Path
+) -> None:
+    """Behind the rewriting of the records nothing names these blobs any more."""
+
+    def crash(action: str) -> None:
+        if action == "removed":
+            raise Crash
+
+    with pytest.raises(Crash):
+        forget(config, "p7", beside(log, tmp_path, crash), tmp_path)
+    assert len(files_with(SECRET, tmp_path / "blobs")) == 4
+    found = forget(config, "p7", large, tmp_path)
+    assert found.blobs is not None and (found.deleted, found.blobs.num_blobs) == ({}, 4)
+    assert files_with(SECRET, tmp_path) == []
+
+
+def test_blobs_of_the_prompt_that_no_record_names_are_removed_too(
+    config: RunConfig, large: Log, tmp_path: Path
+) -> None:
+    """An append that failed behind the writing of its blob leaves one, and a writer that was killed half of one."""
+    store = BlobStore(f"{tmp_path}/blobs/")
+    for number in (7, 8):
+        store.write("candidates", encode(make_group(["c", "d"], number=number)))
+    (tmp_path / "blobs" / "scored" / f"{'0' * 64}.1-2.partial").write_text(SECRET)
+    forget(config, "p7", large, tmp_path)
+    assert files_with(SECRET, tmp_path) == []
+    assert len(files_with("8+1=", tmp_path / "blobs")) == 6
+
+
+def test_a_parity_probe_of_the_prompt_is_named(config: RunConfig, filled: Log, tmp_path: Path) -> None:
+    probe = Probe(prompt_tokens=make_group(number=7).prompt_tokens, response_tokens=[1], logprobs=[-1.0])
+    filled.append([Output("weights", b"policy/full/1", encode(make_weights(probe=probe)))])
+    assert "the parity probe of a published version: its tokens" in told(forget(config, "p7", filled, tmp_path))
+    assert "parity probe" not in told(forget(config, "p8", filled, tmp_path))
