@@ -41,6 +41,7 @@ SPECS: dict[str, Spec] = {
     "dead_letters_total": Spec(Counter, "Records that could not be processed.", ("stage",)),
     "lag_records": Spec(Gauge, "Records in the topic that this role's group has not committed.", ("topic",)),
     "blobs_total": Spec(Counter, "Values beside the log, by what became of them.", ("action",)),
+    "lease_renewals_failed_total": Spec(Counter, "Lease renewals that SQLite refused; the next one follows."),
     "log_in_flight_bytes": Spec(Gauge, "Bytes appended to Kafka and not acknowledged."),
     "log_producer_restarts_total": Spec(Counter, "Kafka producers replaced because they failed or never answered."),
     "endings_total": Spec(Counter, "Examples ended by this role.", ("ending", "reason")),

@@ -32,7 +32,7 @@ def open_log(
     scheme, _, rest = url.partition("://")
     if scheme == "sqlite" and rest.startswith("/") and rest != "/":
         file = Path(rest[1:])
-        log: Log = SQLiteLog(file, run=run, max_record_bytes=max_record_bytes, max_bytes=max_bytes)
+        log: Log = SQLiteLog(file, run=run, max_record_bytes=max_record_bytes, max_bytes=max_bytes, metrics=metrics)
         beside = blobs or str(file.parent / "blobs")
         return with_blobs(
             log, beside, run=run, max_record_bytes=max_record_bytes, max_blob_bytes=max_blob_bytes, metrics=metrics

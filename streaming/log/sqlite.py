@@ -22,6 +22,7 @@ from streaming.log.placing import partition_of, refuse_too_large
 from streaming.log.protocol import Entry, Log, Offsets, Output, Partition
 from streaming.log.retention import Retention
 from streaming.log.store import Database, Writer
+from streaming.metrics import Metrics
 
 LEASE_S = 10.0
 """A member that was not heard of for this long is dead, and its partitions go to others."""
@@ -40,6 +41,7 @@ class SQLiteLog(Log):
         lease_s: float = LEASE_S,
         clock: Callable[[], float] = time.time,
         vfs: str | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._path = path
         self._run = run
@@ -47,6 +49,7 @@ class SQLiteLog(Log):
         self._lease_s = lease_s
         self._clock = clock
         self._vfs = vfs
+        self._metrics = metrics
         self._writer = Writer(path, vfs=vfs)
         self._reader = Database(path, vfs=vfs)
         self._reading = threading.Lock()
@@ -173,5 +176,9 @@ class SQLiteLog(Log):
         """Keep this process's members alive while they are busy. A dead process renews nothing."""
         while not self._closing.wait(self._lease_s / 3):
             members = [one.membership for one in self._open_consumers() if one.membership is not None]
-            if members:
-                self._writer.run(partial(renew_all, members))
+            try:
+                if members:
+                    self._writer.run(partial(renew_all, members))
+            except LogError:  # a file that stays broken stops the role itself, at its next read or append
+                if self._metrics is not None:
+                    self._metrics.count("lease_renewals_failed_total")

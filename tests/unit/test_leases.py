@@ -1,7 +1,9 @@
 """Fair shares, and leases whose time the test advances."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from streaming.errors import LeaseLostError
 from streaming.log.leases import share
 from streaming.log.protocol import Log, Output
 from streaming.log.sqlite import LEASE_S, SQLiteLog
+from streaming.log.store import Database
+from streaming.metrics import Metrics
 from tests.fakes import Clock
+from tests.faulty_disk import FaultyDisk
 
 MEMBERS = st.sets(st.sampled_from("abcde"), min_size=1)
 HOLDERS = st.dictionaries(st.integers(0, 7), st.sampled_from("abcdexyz"))
@@ -140,3 +145,28 @@ def test_a_consumer_that_nobody_refers_to_is_not_kept_alive(open_log: Callable[[
     clock.advance(LEASE_S + 1)
     assert read(waiting) == 0
     assert waiting.positions() == {("in", 0): 0}
+
+
+def test_after_a_renewal_that_failed_the_next_one_keeps_the_member_alive(tmp_path: Path) -> None:
+    """The thread that renews ended at its first error, and a busy member's partitions went to others."""
+    path, disk, metrics = tmp_path / "log.db", FaultyDisk(is_lasting=False), Metrics("scorer")
+    with (
+        SQLiteLog(
+            path, run="test", max_record_bytes=2**20, max_bytes=2**30, lease_s=0.1, vfs=disk.name, metrics=metrics
+        ) as log,
+        log.subscribe("g", ["in"]),
+        closing(Database(path)) as file,
+    ):
+        disk.fail_at = disk.num_done + 5
+        wait_until(lambda: metrics.value("lease_renewals_failed_total") == 1)
+        expires_s = file.value("SELECT expires_s FROM members")
+        wait_until(lambda: file.value("SELECT expires_s FROM members") > expires_s)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For what another thread does."""
+    for _ in range(6000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not happen within a minute")
