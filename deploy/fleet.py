@@ -74,18 +74,18 @@ class RoleActor:
         self._process = Process(role, index)
         self._stop = threading.Event()
 
-    def meeting_point(self) -> tuple[str, int]:
-        """An address of this machine and a free port, where the learner's ranks meet."""
+    def meeting_point(self) -> dict[str, str]:
+        """An address of this machine and a free port, where the learner's ranks meet; by torch's names."""
         import ray
 
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+            return {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(probe.getsockname()[1])}
 
-    def run(self, since_s: float, folder: str, environment: dict[str, str]) -> None:
+    def run(self, since_s: float, folder: str, environment: dict[str, str], meeting_point: dict[str, str]) -> None:
         """Be the role. What it and its libraries print goes to its log file."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # for the engine's own processes
-        os.environ.update(environment)
+        os.environ.update(environment | meeting_point)
         if Path(folder).is_dir():
             os.chdir(folder)  # reward functions and relative hub caches are looked for where the person stands
         config = settings_from(self._settings)
@@ -178,12 +178,15 @@ class Fleet:
         unit.started_s = time.monotonic()
         unit.actors = [self._actor(process) for process in unit.processes]
         environments = [self._environment(process) for process in unit.processes]
+        meeting_point: Any = {}
         if unit.processes[0].kind == "learner":
-            address, port = self._ray.get(unit.actors[0].meeting_point.remote())
+            # Not waited for here: where Ray has no room for the learner yet that may take for ever, and where the
+            # learner dies first, `run` fails of it as of anything else.
+            meeting_point = unit.actors[0].meeting_point.remote()
             for process, environment in zip(unit.processes, environments, strict=True):
-                environment |= _rank_environment(process.index, len(unit.processes), address, port)
+                environment |= _rank_environment(process.index, len(unit.processes))
         unit.running = {
-            actor.run.remote(self._since_s, str(Path.cwd()), environment): process
+            actor.run.remote(self._since_s, str(Path.cwd()), environment, meeting_point): process
             for actor, process, environment in zip(unit.actors, unit.processes, environments, strict=True)
         }
 
@@ -257,13 +260,11 @@ def turn(process: Process, every: Sequence[Process]) -> int:
     return [one for one in every if one.kind in ELASTIC].index(process)
 
 
-def _rank_environment(rank: int, world_size: int, address: str, port: int) -> dict[str, str]:
+def _rank_environment(rank: int, world_size: int) -> dict[str, str]:
     return {
         "RANK": str(rank),
         "LOCAL_RANK": "0",  # Ray shows each rank only its own device
         "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
     }
 
 
