@@ -96,7 +96,7 @@ class Ledger:
         open_ = [self.accounts[number] for number in self.accounts if number in self.issued]
         return self.counts + Counter(_first_ending(account) for account in open_ if _is_over(account))
 
-    def carried(self, places: Sequence[tuple[str, int, int]], *, time_s: float) -> CarriedBalance:
+    def carried(self, places: Sequence[tuple[str, int, int]], *, time_s: float, is_whole: bool) -> CarriedBalance:
         """All of it as a record that holds what lies before `places` (topic, partition, next offset)."""
         return CarriedBalance(
             policy=self.policy,
@@ -107,6 +107,7 @@ class Ledger:
             accounts=[self.accounts[number] for number in sorted(self.accounts)],
             ended_twice=sorted(self.ended_twice),
             next_ordinal=self.next_ordinal,
+            is_whole=is_whole,
             time_s=time_s,
         )
 
@@ -125,7 +126,7 @@ class Read:
     def __init__(self, ledger: Ledger, carried: CarriedBalance | None) -> None:
         self.ledger = ledger
         self.carried_s = carried.time_s if carried is not None else None
-        self.is_whole = True  # nothing was trimmed that no carried balance holds
+        self.is_whole = True  # nothing was ever trimmed that no carried balance holds
         self.unreadable: list[str] = []  # places of bytes that are no record
         self.places: list[tuple[str, int, int]] = []
 
@@ -141,7 +142,8 @@ def read_books(log: Log, policy: str, *, always_carried: bool = False) -> Read:
     carried = newest_carried(log, policy) if always_carried or any(begins.values()) else None
     held = {(topic, partition): offset for topic, partition, offset in carried.places} if carried else {}
     read = Read(Ledger(policy, carried), carried)
-    read.is_whole = all(begin <= held.get(place, 0) for place, begin in begins.items())
+    was_whole = carried is None or carried.is_whole
+    read.is_whole = was_whole and all(begin <= held.get(place, 0) for place, begin in begins.items())
     starts = {place: max(begin, held.get(place, 0)) for place, begin in begins.items()}
     for topic in named:  # requests before feedback: one issued meanwhile is not called unended
         ends = log.end_offsets(topic)
@@ -164,7 +166,7 @@ def carry(log: Log, policies: Sequence[str], *, kept: int = KEPT_REQUESTS) -> No
     for policy in policies:
         read = read_books(log, policy, always_carried=True)
         read.ledger.close(kept=kept)
-        record = read.ledger.carried(read.places, time_s=time.time())
+        record = read.ledger.carried(read.places, time_s=time.time(), is_whole=read.is_whole)
         log.append([Output(topics.BOOKS.name, policy.encode(), encode(record))])
 
 

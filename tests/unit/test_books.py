@@ -67,6 +67,18 @@ def test_a_balance_that_was_carried_too_long_ago_is_not_whole(log: Log) -> None:
     assert not balance(log).is_whole
 
 
+def test_what_was_lost_once_stays_lost_however_often_the_balance_is_carried(log: Log) -> None:
+    """The next balance had places beyond the hole, and the audit called the books whole again."""
+    issue(log, 0)
+    carry(log, ["policy"])
+    issue(log, *range(1, 20))
+    forget_everything(log)
+    issue(log, 20)
+    for _ in range(2):
+        carry(log, ["policy"])
+        assert not balance(log).is_whole
+
+
 def test_while_nothing_is_trimmed_every_ending_is_compared(log: Log) -> None:
     issue(log, *range(10))
     tell(log, *(make_feedback(number, step=1) for number in range(10)))
