@@ -54,7 +54,8 @@ class Engine:
     def __init__(self, model: Any, config: LearnerConfig, ranks: Ranks) -> None:
         self._ranks = ranks
         self._clipping = config.optimizer.gradient_clipping
-        self._optimizer = _VetoAdamW(_parameter_groups(model), betas=config.optimizer.betas, fused=True)
+        self._betas = config.optimizer.betas
+        self._optimizer = _VetoAdamW(_parameter_groups(model), betas=self._betas, fused=True)
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         # The shared-memory collective takes 20 s to compile, and its peers spin for ever once a rank was killed.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -120,6 +121,11 @@ class Engine:
         found, _ = self.model.load_checkpoint(str(directory), tag=_TAG)
         if found is None:
             raise NotReadyError("holds no state of the engine", where=str(directory), do="Delete this checkpoint.")
+        # torch and ZeRO bring back what they were told then; the settings are what counts now.
+        for group in self._optimizer.param_groups:
+            group["betas"] = self._betas
+        if not self._is_plain:
+            self.model.optimizer.clip_grad = self._clipping
 
     def close(self) -> None:
         """Free what DeepSpeed holds."""

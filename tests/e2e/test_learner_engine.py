@@ -1,0 +1,87 @@
+"""The learner's engine alone, one rank in this process: real DeepSpeed, what a resume takes from the settings."""
+
+import pytest
+import torch
+
+from deploy.tiny_model import save_tiny_model
+from learner.config import LearnerConfig
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.torch.distributed.:FutureWarning"),  # what DeepSpeed calls
+]
+
+RATE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    from learner.ranks import connect
+
+    with connect(1, {}) as ranks:
+        yield ranks
+
+
+@pytest.fixture
+def start(directory, ranks):
+    """Start an engine with these settings; all are closed after the test."""
+    from learner.engine import Engine
+    from learner.policy import load_model
+
+    started = []
+
+    def started_with(**settings):
+        config = LearnerConfig.model_validate({"num_threads": 1, **settings})
+        model = load_model(str(directory), dtype=config.dtype, gradient_checkpointing=False, trust_remote_code=False)
+        started.append(Engine(model, config, ranks))
+        return started[-1]
+
+    yield started_with
+    for engine in started:
+        engine.close()
+
+
+def take_step(engine, *tokens):
+    ids = torch.tensor([tokens])
+    engine.accumulate(engine.model(input_ids=ids, labels=ids).loss, is_last=True)
+    return engine.step(learning_rate=RATE, weight_decay=0.0, is_vetoed=False)
+
+
+def weights(engine):
+    with engine.full_weights() as found:
+        return {name: tensor.float().clone() for name, tensor in found.items()}
+
+
+def typical_move(engine, *tokens):
+    """How far one step moves the parameters: the median of those that moved, in learning rates."""
+    before = weights(engine)
+    assert take_step(engine, *tokens).applied
+    after = weights(engine)
+    moves = torch.cat([(after[name] - before[name]).abs().flatten() for name in after])
+    return float(moves[moves > 0].median()) / RATE
+
+
+SIGNS = {"betas": [0.0, 0.0], "gradient_clipping": 1.0}
+"""AdamW without a memory: every parameter moves by one learning rate, along its gradient's sign."""
+
+STILL = {**SIGNS, "gradient_clipping": 1e-12}
+"""Gradients smaller than AdamW's epsilon: nothing moves."""
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("saved", "resumed", "moves"), [({**SIGNS, "betas": [0.9, 0.9]}, SIGNS, 1.0), (SIGNS, STILL, 0.0)]
+)
+def test_a_resume_takes_the_optimizer_that_the_settings_name(start, tmp_path, zero_stage, saved, resumed, moves):
+    """What was saved used to come back with the tensors: the old betas, and under ZeRO the old clipping."""
+    first = start(zero_stage=zero_stage, optimizer=saved)
+    take_step(first, 5, 6, 7, 8)
+    first.save(tmp_path)
+    second = start(zero_stage=zero_stage, optimizer=resumed)
+    second.load(tmp_path)
+    assert typical_move(second, 9, 10, 11, 12) == pytest.approx(moves, abs=0.01)
