@@ -38,11 +38,14 @@ def load_model(location: str, *, dtype: str, gradient_checkpointing: bool, trust
 
 
 def _switch_off_dropout(model: Any) -> None:
+    """Wherever a rate of it may stand: in a module of its own, with the module that drops, or in its configuration."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for holder in (module, getattr(module, "config", None)):
+            there = getattr(holder, "__dict__", {})
+            for name in [name for name, value in there.items() if "drop" in name and isinstance(value, float)]:
+                setattr(holder, name, 0.0)
 
 
 def max_length(model: Any) -> int | None:

@@ -51,15 +51,30 @@ def test_a_directory_without_a_model_is_named(tmp_path):
         load(tmp_path)
 
 
-def test_training_is_without_dropout(directory):
-    model = load(directory)
-    model.model.layers[0].self_attn.attention_dropout = 0.5
-    tokens = torch.tensor([[5, 6, 7]])
-    dropping = [model(input_ids=tokens).logits for _ in range(2)]
-    assert not torch.equal(*dropping)  # the model does drop, when it is told to
-    config = directory / "config.json"
-    original = config.read_text()
-    config.write_text(original.replace('"attention_dropout": 0.0', '"attention_dropout": 0.5'))
-    calm = load(directory)
-    config.write_text(original)
-    assert torch.equal(*[calm(input_ids=tokens).logits for _ in range(2)])
+SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "dropout"),
+    [
+        ("llama", {"attention_dropout": 0.5}),  # kept by the attention
+        ("gpt2", {"resid_pdrop": 0.5}),  # a module
+        ("opt", {"dropout": 0.5}),  # kept by layers, under another name
+        ("opt", {"dropout": 0.0, "layerdrop": 0.5}),  # of whole layers
+        ("persimmon", {"hidden_dropout": 0.0, "attention_dropout": 0.5}),  # looked up with every call
+    ],
+)
+def test_training_is_without_dropout(tmp_path, kind, dropout):
+    """OPT and others used to train and to be compared with what they had sampled, with dropout on."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **dropout)).train()
+    model.save_pretrained(tmp_path)
+    assert not torch.equal(*forwards(model))  # the model does drop, when it is told to
+    assert torch.equal(*forwards(load(tmp_path)))
+
+
+def forwards(model):
+    """What two forward passes of the same tokens give."""
+    return [model(input_ids=torch.arange(30)[None], use_cache=False).logits for _ in range(2)]
