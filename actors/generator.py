@@ -22,6 +22,7 @@ from actors.update import Weights, announced
 from streaming import topics
 from streaming.endings import FORGOTTEN
 from streaming.errors import EngineError, RecordError, TooLargeError
+from streaming.fencing import AWAY_S
 from streaming.heartbeat import Heartbeat
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
@@ -62,8 +63,9 @@ class Generator:
         policy: str,
         model: Path,
         cache: WeightsCache | None = None,
+        away_s: float = AWAY_S,
     ) -> None:
-        """`cache` takes the versions that are published behind a URL."""
+        """`cache` takes the versions that are published behind a URL; for `away_s` see PromptReader."""
         self._log = log
         self._metrics = metrics
         self._heartbeat = heartbeat
@@ -71,6 +73,7 @@ class Generator:
         self._policy = policy
         self._model = model
         self._cache = cache
+        self._away_s = away_s
         self._keeper = EngineKeeper(make_engine, metrics, heartbeat, tolerance=config.engine.parity_tolerance)
         self._num_train = 0  # in flight
         self._num_eval = 0
@@ -115,7 +118,7 @@ class Generator:
 
     async def _work(self) -> None:
         async with AsyncExitStack() as stack:
-            prompts = await asyncio.to_thread(PromptReader, self._log)
+            prompts = await asyncio.to_thread(PromptReader, self._log, away_s=self._away_s)
             stack.push_async_callback(prompts.close)
             weights = await asyncio.to_thread(WeightsReader, self._log, self._policy)
             stack.push_async_callback(weights.close)
@@ -211,12 +214,16 @@ class Generator:
     async def _flush(self, prompts: PromptReader) -> None:
         if self._writing is not None:
             await asyncio.wait([self._writing])
-        if not self._is_doubtful:
-            await self._write_answers(prompts)
+        await self._write_answers(prompts)
 
     async def _write_answers(self, prompts: PromptReader) -> None:
-        """Make them durable, then settle their prompts. One that is too large for the log becomes a dead letter."""
+        """Make them durable, then settle their prompts. One that is too large for the log becomes a dead letter.
+
+        Nothing is written while an update is not proven: what it sampled may be among them.
+        """
         await prompts.confirm()
+        if self._is_doubtful:
+            return
         answers = [answer for answer in self._answers if prompts.is_open(answer.entry)]
         self._answers = []
         try:

@@ -15,6 +15,7 @@ from actors.tokens import tokenize
 from deploy.tiny_model import build_tokenizer
 from streaming import topics
 from streaming.errors import EngineError, NotReadyError, WeightsError
+from streaming.fencing import AWAY_S
 from streaming.heartbeat import Heartbeat
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
@@ -49,12 +50,17 @@ class Script:
         self.misplaced: set[Version] = set()  # versions that load into the wrong places in a running engine
         self.unusable: set[Version] = set()  # versions that no engine starts from
         self.deadly: list[str] = []  # prompts that kill the engine, once per mention
+        self.may_start = threading.Event()  # engines start while it is set
+        self.may_start.set()
         self.started: list[Version] = []
+        self.loaded: list[Version] = []  # into running engines
         self.closed = 0
         self.in_flight: list[str] = []
         self.most_in_flight = 0
 
     async def make_engine(self, directory: Path, version: Version) -> "ScriptedEngine":
+        while not self.may_start.is_set():
+            await asyncio.sleep(0.001)
         if version in self.unusable:
             raise NotReadyError("unusable", where=str(directory), do="Use another version.")
         self.started.append(version)
@@ -113,6 +119,7 @@ class ScriptedEngine:
         self._is_misplaced = version in self._script.misplaced
         self._num_answered = 0
         self.version = version
+        self._script.loaded.append(version)
 
     async def resume(self) -> None:
         return
@@ -197,6 +204,7 @@ def running(
     generator_log: Log | None = None,
     patience_s: float = PATIENCE_S,
     cache: Callable[[Metrics], WeightsCache] | None = None,
+    away_s: float = AWAY_S,
     **settings: Any,
 ) -> Iterator[Run]:
     """A generator beside the block, stopped at its end. Whatever it raised is raised there."""
@@ -205,7 +213,7 @@ def running(
     config = GenerationConfig(**{"engine": EngineConfig(kind="transformers", num_threads=1), **settings})
     generator = Generator(
         generator_log or log, metrics, heartbeat, make_engine=make_engine, config=config, policy="policy", model=folder,
-        cache=cache and cache(metrics),
+        cache=cache and cache(metrics), away_s=away_s,
     )  # fmt: skip
     run = Run(log, heartbeat, metrics, folder, patience_s)
     raised: list[BaseException] = []

@@ -1,18 +1,17 @@
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from deploy.tiny_model import build_tokenizer
 from streaming import topics
-from streaming.errors import DataError, EngineError, WeightsError
+from streaming.errors import DataError, EngineError
 from streaming.heartbeat import role_states
 from streaming.log import open_log
 from streaming.log.protocol import Log, Output
 from streaming.records import Message, Version
 from tests.builders import make_prompt, tokens_of
 from tests.fakes import Crash, CrashingLog
-from tests.scripted_engine import PROBE, WRONG_LOGPROB, Run, Script, records, running
+from tests.scripted_engine import Run, Script, records, running
 
 FIRST = Version(1, 0)
 
@@ -106,22 +105,6 @@ def test_without_updates_the_initial_model_samples_for_ever(log: Log, tmp_path: 
     assert script.started == [Version(0, 0)]
 
 
-def test_updates_follow_epoch_and_number(log: Log, tmp_path: Path, script: Script) -> None:
-    """A restarted learner's lower number is newer; an older epoch's version that comes late is not applied."""
-    with running(log, tmp_path, script.make_engine) as run:
-        for version in (Version(1, 0), Version(1, 7), Version(2, 3), Version(2, 4)):
-            run.publish(version)
-            run.until(lambda version=version: run.heartbeat.state.version == version)
-        run.publish(Version(1, 8))
-        run.ask(make_prompt(0))
-        (group,) = run.groups(1)
-        assert group.candidates[0].version == Version(2, 4)
-        run.until(lambda: run.metrics.value("weight_updates_total", outcome="applied") == 3)
-        assert (run.metrics.value("weights_epoch"), run.metrics.value("weights_number")) == (2, 4)
-        assert run.metrics.value("parity_max_abs_difference") == 0
-    assert script.started == [Version(1, 0)]
-
-
 def test_a_generator_that_starts_late_starts_from_the_newest_version(log: Log, tmp_path: Path, script: Script) -> None:
     run = Run(log, None, None, tmp_path)  # type: ignore[arg-type]
     for number in range(3):
@@ -168,81 +151,6 @@ def test_an_evaluation_waits_for_its_version_and_updates_wait_for_an_evaluation(
         first, second, train = run.groups(3)
     assert first.candidates[0].version == train.candidates[0].version == Version(1, 0)
     assert second.candidates[0].version == Version(1, 1)
-
-
-def test_a_version_with_wrong_bytes_is_refused_and_sampling_goes_on(log: Log, tmp_path: Path, script: Script) -> None:
-    with running(log, tmp_path, script.make_engine) as run:
-        run.publish(Version(1, 0))
-        run.until(lambda: run.heartbeat.state.health == "ready")
-        run.publish(Version(2, 0), manifest_sha256="0" * 64)
-        run.publish(Version(2, 1), location=str(tmp_path / "1.0"))
-        run.publish(Version(2, 2), location=str(tmp_path / "pruned"))
-        run.until(lambda: run.metrics.value("weight_updates_total", outcome="refused") >= 1)
-        run.ask(make_prompt(0))
-        run.groups(1)
-        assert run.heartbeat.state.health == "degraded"
-        run.publish(Version(2, 3))
-        run.until(lambda: run.heartbeat.state.version == Version(2, 3))
-        assert run.heartbeat.state.health == "ready"
-    assert script.started == [Version(1, 0)]
-
-
-def test_after_a_failed_load_a_new_engine_samples_what_was_in_flight(log: Log, tmp_path: Path, script: Script) -> None:
-    script.torn = {Version(1, 1)}
-    script.held = {"0+1="}
-    with running(log, tmp_path, script.make_engine) as run:
-        run.publish(Version(1, 0))
-        run.ask(make_prompt(0))
-        run.until(lambda: script.in_flight)
-        run.publish(Version(1, 1))
-        run.until(lambda: run.heartbeat.state.version == Version(1, 1))
-        script.held = set()
-        (group,) = run.groups(1)
-        assert run.metrics.value("weight_updates_total", outcome="failed") == 1
-    assert group.candidates[0].version == Version(1, 1)
-    assert (script.started, script.closed) == ([Version(1, 0), Version(1, 1)], 2)
-
-
-def test_a_version_that_no_engine_loads_leaves_the_generator_on_the_one_before(
-    log: Log, tmp_path: Path, script: Script
-) -> None:
-    script.torn = script.unusable = {Version(1, 1)}
-    with running(log, tmp_path, script.make_engine) as run:
-        run.publish(Version(1, 0))
-        run.until(lambda: run.heartbeat.state.health == "ready")
-        run.publish(Version(1, 1))
-        run.until(lambda: run.metrics.value("weight_updates_total", outcome="failed") == 1)
-        run.ask(make_prompt(0))
-        (group,) = run.groups(1)
-        assert group.candidates[0].version == Version(1, 0)
-        run.publish(Version(1, 2))
-        run.until(lambda: run.heartbeat.state.version == Version(1, 2))
-    assert script.started == [Version(1, 0)] * 2
-
-
-def test_what_was_sampled_before_the_parity_probe_failed_is_not_written(
-    log: Log, tmp_path: Path, script: Script
-) -> None:
-    script.misplaced = {Version(1, 1)}
-    with running(log, tmp_path, script.make_engine) as run:
-        run.publish(Version(1, 0))
-        run.until(lambda: run.heartbeat.state.health == "ready")
-        run.publish(Version(1, 1))
-        for i in range(20):
-            run.ask(make_prompt(i))
-        run.until(lambda: run.metrics.value("weight_updates_total", outcome="parity") == 1)
-        assert run.metrics.value("parity_max_abs_difference") == 0  # that of the new engine
-        groups = run.groups(20)
-    assert WRONG_LOGPROB not in {lp for group in groups for c in group.candidates for lp in c.logprobs}
-    assert script.started == [Version(1, 0), Version(1, 1)]
-
-
-def test_a_fresh_engine_that_differs_from_the_learner_ends_the_run(log: Log, tmp_path: Path, script: Script) -> None:
-    wrong = msgspec.structs.replace(PROBE, logprobs=[-1.0, -1.1])
-    with pytest.raises(WeightsError, match="differ"), running(log, tmp_path, script.make_engine) as run:
-        run.publish(Version(1, 0), probe=wrong)
-        run.until(run.finished.is_set)
-    assert script.closed == len(script.started)
 
 
 def test_an_engine_that_dies_is_replaced(log: Log, tmp_path: Path, script: Script) -> None:
