@@ -105,7 +105,7 @@ def is_bound(path: str, config: RunConfig) -> bool:
     learners = {policy.name: policy.learner for policy in config.every_policy}
     section, _, rest = path.partition(".")
     name, _, within = rest.partition(".") if section == "policies" else (config.policy, "", path)
-    is_sharded = name in learners and learners[name].zero_stage > 0
+    is_sharded = name in learners and learners[name].effective_zero_stage > 0
     return within in IDENTITY or within == "reference" or (within == "learner.world_size" and is_sharded)
 
 

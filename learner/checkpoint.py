@@ -179,10 +179,11 @@ def newest_epoch(root: Path) -> int:
 def check_layout(checkpoint: Checkpoint, layout: Layout) -> None:
     """Raises ConfigError where the checkpoint cannot be restored into this layout.
 
-    Without ZeRO every rank holds everything, so the number of ranks may change.
+    Without ZeRO every rank holds everything, so the number of ranks may change. In bfloat16 there is always ZeRO.
     """
     found = checkpoint.state.layout
-    same_ranks = found.world_size == layout.world_size or found.zero_stage == layout.zero_stage == 0
+    is_whole = found.zero_stage == layout.zero_stage == 0 and layout.dtype == "float32"
+    same_ranks = found.world_size == layout.world_size or is_whole
     if (found.zero_stage, found.dtype) != (layout.zero_stage, layout.dtype) or not same_ranks:
         raise ConfigError(
             f"the checkpoint has {found}, the settings say {layout}",

@@ -127,3 +127,11 @@ class LearnerConfig(Section):
 
     publish: PublishConfig = PublishConfig()
     """How weights reach the generators."""
+
+    @property
+    def effective_zero_stage(self) -> int:
+        """What DeepSpeed is told: from ZeRO 2 on it sums micro-batches of bfloat16 in float32.
+
+        In ZeRO 1 it does so too, through another, slower optimizer.
+        """
+        return max(self.zero_stage, 2) if self.dtype == "bfloat16" else self.zero_stage

@@ -184,8 +184,7 @@ def _parameter_groups(model: Any) -> list[dict[str, Any]]:
 def _settings(config: LearnerConfig) -> dict[str, Any]:
     """DeepSpeed's configuration."""
     is_bfloat16 = config.dtype == "bfloat16"
-    # In bfloat16, DeepSpeed sums micro-batches in float32 from ZeRO 2 on (in ZeRO 1 through another, slower optimizer).
-    stage = max(config.zero_stage, 2) if is_bfloat16 else config.zero_stage
+    stage = config.effective_zero_stage
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the boundary is ours: set_gradient_accumulation_boundary

@@ -27,12 +27,12 @@ def ranks():
         yield ranks
 
 
-def make_state(step=1, *, epoch=1, **fields):
+def make_state(step=1, *, epoch=1, dtype="float32", **fields):
     return State(
         step=step,
         version=Version(epoch, step),
         lineage=[],
-        layout=Layout(1, 0, "float32"),
+        layout=Layout(1, 0, dtype),
         reader=ReaderState([("pairs.policy", 0, 10 * step)]),
         endings=[make_feedback(step)],
         **fields,
@@ -109,6 +109,14 @@ def test_another_layout_is_refused_before_anything_is_loaded(tmp_path, ranks, la
     keep_all(tmp_path, ranks, make_state(1))
     with pytest.raises(ConfigError, match="the settings say"):
         check_layout(newest(tmp_path), layout)
+
+
+def test_the_number_of_ranks_may_not_change_in_bfloat16(tmp_path, ranks):
+    """Its state is shared out whatever stage is set: DeepSpeed used to refuse the checkpoint in its own words."""
+    keep_all(tmp_path, ranks, make_state(1, dtype="bfloat16"))
+    check_layout(newest(tmp_path), Layout(1, 0, "bfloat16"))
+    with pytest.raises(ConfigError, match="the settings say"):
+        check_layout(newest(tmp_path), Layout(2, 0, "bfloat16"))
 
 
 def test_the_number_of_ranks_may_change_where_nothing_is_shared_out(tmp_path, ranks):

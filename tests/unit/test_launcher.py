@@ -86,15 +86,17 @@ def test_the_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path, oth
     assert saved.read_text() == before
 
 
-def test_with_zero_the_number_of_ranks_is_bound_to_the_checkpoints(tmp_path):
-    """Every rank's checkpoint holds its own part; without ZeRO each holds everything."""
+def test_without_zero_the_number_of_ranks_may_change(tmp_path):
     prepare(begun(tmp_path, learner={"zero_stage": 0}))
     prepare(config(tmp_path, learner={"zero_stage": 0, "world_size": 2}))
-    sharded = tmp_path / "sharded"
-    sharded.mkdir()
-    prepare(begun(sharded, learner={"zero_stage": 1}))
+
+
+@pytest.mark.parametrize("sharded", [{"zero_stage": 1}, {"dtype": "bfloat16"}])
+def test_with_zero_the_number_of_ranks_is_bound_to_the_checkpoints(tmp_path, sharded):
+    """Every rank's checkpoint holds its own part. That bfloat16 always takes ZeRO used to be overlooked."""
+    prepare(begun(tmp_path, learner=sharded))
     with pytest.raises(ConfigError, match=r"learner\.world_size was 1, now is 2"):
-        prepare(config(sharded, learner={"zero_stage": 1, "world_size": 2}))
+        prepare(config(tmp_path, learner={**sharded, "world_size": 2}))
 
 
 def test_a_further_policy_may_come_and_go_but_not_change_what_its_checkpoints_are_bound_to(tmp_path):
