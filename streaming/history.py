@@ -16,6 +16,14 @@ def entries(log: Log, topic: str) -> Iterator[Entry]:
     return between(log, log.begin_offsets(topic), log.end_offsets(topic))
 
 
+def before(log: Log, ends: Offsets, count: int) -> Iterator[Entry]:
+    """The newest `count` entries of each partition before `ends`, fewer where retention has taken some."""
+    begins = {
+        place: begin for topic in {topic for topic, _ in ends} for place, begin in log.begin_offsets(topic).items()
+    }
+    return between(log, {place: max(begins[place], end - count) for place, end in ends.items()}, ends)
+
+
 def between(log: Log, begins: Offsets, ends: Offsets) -> Iterator[Entry]:
     """The entries from `begins` up to, and without, `ends`; each partition in its order.
 

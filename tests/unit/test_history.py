@@ -1,4 +1,4 @@
-from streaming.history import between, entries
+from streaming.history import before, between, entries
 from streaming.log.protocol import Log, Output
 
 
@@ -29,3 +29,11 @@ def test_reading_stops_before_the_end_that_was_asked_for(log: Log) -> None:
     place = next(place for place, end in log.end_offsets("feedback").items() if end == 3)
     assert [entry.value for entry in between(log, {place: 1}, {place: 2})] == [b"b"]
     assert list(between(log, {place: 2}, {place: 2})) == []
+
+
+def test_the_newest_entries_before_an_offset_are_as_many_as_asked_for_and_still_there(log: Log) -> None:
+    append(log, *(b"%d" % number for number in range(9)))
+    place = next(place for place, end in log.end_offsets("feedback").items() if end == 9)
+    log.trim({place: 3})
+    for end, count, found in [(9, 2, [7, 8]), (5, 9, [3, 4]), (3, 1, []), (9, 0, [])]:
+        assert [entry.offset for entry in before(log, {place: end}, count)] == found
