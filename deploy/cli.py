@@ -177,12 +177,14 @@ def tail(
 
     with _opened(run) as (settings, log):
         found = inspect_log.find_topic(topic, *(policy.name for policy in settings.every_policy))
-        stop = threading.Event()
-        signal.signal(signal.SIGINT, lambda *_: stop.set())
-        for entry in inspect_log.newest_entries(log, found.name, num):
-            print(inspect_log.line(entry, found.record, fields=field or ()))
-        for entry in inspect_log.follow(log, found.name, stop) if follow else ():
-            print(inspect_log.line(entry, found.record, fields=field or ()), flush=True)
+        ends = log.end_offsets(found.name)
+        for entry in inspect_log.newest_entries(log, found.name, ends, num):
+            print(inspect_log.line(entry, found.record, fields=field or ()), flush=follow)
+        if follow:
+            stop = threading.Event()
+            signal.signal(signal.SIGINT, lambda *_: stop.set())
+            for entry in inspect_log.follow(log, ends, stop):
+                print(inspect_log.line(entry, found.record, fields=field or ()), flush=True)
 
 
 @app.command()

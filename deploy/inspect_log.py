@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from streaming import topics
-from streaming.errors import ConfigError
-from streaming.log.protocol import Entry, Log
+from streaming.errors import ConfigError, RecordError
+from streaming.history import between
+from streaming.log.protocol import Entry, Log, Offsets
 from streaming.records import Record, decode
 from streaming.topics import Topic
 
@@ -31,36 +32,41 @@ def find_topic(name: str, *policies: str) -> Topic:
     return every[name]
 
 
-def newest_entries(log: Log, topic: str, count: int) -> list[Entry]:
-    """The last `count` entries of a topic, by time."""
-    begin, end = log.begin_offsets(topic), log.end_offsets(topic)
-    start = {place: max(begin.get(place, 0), offset - count) for place, offset in end.items()}
-    found: list[Entry] = []
-    with log.assign(start) as consumer:
-        while any(consumer.positions()[place] < offset for place, offset in end.items()):
-            found += consumer.read(max_records=READ_RECORDS, timeout_s=WAIT_S)
-    return sorted(found, key=lambda entry: (entry.time_s, entry.partition, entry.offset))[-count:] if count else []
+def newest_entries(log: Log, topic: str, ends: Offsets, count: int) -> list[Entry]:
+    """The last `count` entries of a topic before `ends`, by time."""
+    begins = log.begin_offsets(topic)
+    starts = {place: max(begins[place], end - count) for place, end in ends.items()}
+    found = sorted(between(log, starts, ends), key=lambda entry: (entry.time_s, entry.partition, entry.offset))
+    return found[-count:] if count else []
 
 
-def follow(log: Log, topic: str, stop: Event) -> Iterator[Entry]:
-    """Everything that is appended from now on, until `stop`."""
-    with log.assign(log.end_offsets(topic)) as consumer:
+def follow(log: Log, ends: Offsets, stop: Event) -> Iterator[Entry]:
+    """Everything that is appended from `ends` on, until `stop`."""
+    with log.assign(ends) as consumer:
         while not stop.is_set():
             yield from consumer.read(max_records=READ_RECORDS, timeout_s=WAIT_S)
 
 
 def line(entry: Entry, kind: type[Record], *, fields: Sequence[str] = ()) -> str:
-    """An entry as one line of JSON: its place, its time, its record (or only these fields of it)."""
-    record = msgspec.to_builtins(decode(kind, entry.value, where=entry.where), builtin_types=())
-    if fields:
-        record = {name: _at(record, name) for name in fields}
+    """An entry as one line of JSON: its place, its time, its record (or only these fields of it).
+
+    What is no record stands there with the reason.
+    """
     shown = {
         "at": entry.where,
         "time": time.strftime("%H:%M:%S", time.localtime(entry.time_s)),
         "key": entry.key.decode(errors="replace"),
-        **record,
+        **_content(entry, kind, fields),
     }
     return msgspec.json.encode(shown, enc_hook=_text).decode()
+
+
+def _content(entry: Entry, kind: type[Record], fields: Sequence[str]) -> dict[str, Any]:
+    try:
+        record = msgspec.to_builtins(decode(kind, entry.value, where=entry.where), builtin_types=())
+    except RecordError as error:
+        return {"unreadable": error.what}
+    return {name: _at(record, name) for name in fields} if fields else record
 
 
 def _at(record: Any, path: str) -> Any:

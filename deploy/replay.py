@@ -175,7 +175,9 @@ def _outcome_of(pair: Pair) -> Outcome:
 def _scored_groups(log: Log, limit: int | None) -> Iterator[ScoredGroup]:
     """Each request's first scored group: a second one is a duplicate to the selector."""
     topic = topics.SCORED.name
-    found: Iterable[Entry] = entries(log, topic) if limit is None else newest_entries(log, topic, limit)
+    found: Iterable[Entry] = (
+        entries(log, topic) if limit is None else newest_entries(log, topic, log.end_offsets(topic), limit)
+    )
     seen: set[bytes] = set()
     for entry in found:
         if entry.key in seen:

@@ -1,6 +1,7 @@
 """The command line as a person meets it: exit codes and texts, without starting a role."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,27 @@ def test_tail_shows_only_the_fields_that_are_asked_for(tmp_path, model, capsys):
         "columns.answer.1": 2,
         "nothing.here": None,
     }
+
+
+def test_tail_shows_what_is_no_record_and_goes_on(tmp_path, model, capsys):
+    """One such entry ended it with exit code 1, and what came after it was never seen."""
+    run = recorded(tmp_path, model, topics.PROMPTS.name, make_prompt(0))
+    with open_run_log(load_config(tmp_path / "run.yaml")) as log:
+        log.append([Output(topics.PROMPTS.name, b"key", b"\xff")])
+    recorded(tmp_path, model, topics.PROMPTS.name, make_prompt(2))
+    assert execute(["tail", "prompts", run]) == 0
+    first, junk, last = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["number"], last["number"]) == (0, 2)
+    assert junk["at"].endswith("@1")
+    assert junk["unreadable"].startswith("not a PromptRequest")
+
+
+def test_only_a_tail_that_follows_takes_ctrl_c_for_its_end(tmp_path, model):
+    """Without -f it was deaf to Ctrl-C, however long it read."""
+    run = recorded(tmp_path, model, topics.PROMPTS.name, make_prompt(0))
+    before = signal.getsignal(signal.SIGINT)
+    assert execute(["tail", "prompts", run]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_tail_names_the_topics_where_one_is_wrong(tmp_path, model, capsys):
