@@ -69,7 +69,7 @@ def _target(server: str, config: LogConfig) -> Target:
 
 
 def _metadata(config: LogConfig) -> tuple[dict[int, str], list[NotReadyError]]:
-    """The brokers by number, from the first server that answers; and why the others before it did not."""
+    """The brokers by number, from the first server that answers; and why others did not."""
     errors: list[NotReadyError] = []
     brokers: dict[int, str] = {}
     for server in bootstrap_servers(config.url):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from streaming import topics
 from streaming.blobs import Blob, BlobStore
-from streaming.errors import StreamDPOError, TrimmedError
+from streaming.errors import LogError, StreamDPOError
 from streaming.log.protocol import Log, Offsets, Partition
 
 SWEEP_S = 600.0
@@ -56,7 +56,7 @@ class Sweeper:
                 self._thread.start()
 
     def sweep(self, name: str) -> int:
-        """Remove a topic's blobs that are of no use any more; returns how many. Raises LogError, TrimmedError."""
+        """Remove a topic's blobs that are of no use any more; returns how many. Raises LogError."""
         topic = topics.find(name)
         if topic is None or topic.retention_s is None:
             return 0
@@ -70,7 +70,8 @@ class Sweeper:
         ]
         if unknown := [blob for blob, known in places.items() if not known]:
             useless += self._outlived(unknown, self._oldest_s(begins, ends), topic.retention_s)
-        return sum(self._blobs.remove(blob) for blob in useless[:MAX_REMOVED] if not self._closing.is_set())
+        oldest = sorted(useless, key=lambda blob: blob.modified_s)[:MAX_REMOVED]
+        return sum(self._blobs.remove(blob) for blob in oldest if not self._closing.is_set())
 
     def close(self) -> None:
         """Cut a sweep short that is under way, and wait for it."""
@@ -100,7 +101,7 @@ class Sweeper:
         with self._log.assign({place: offset}) as consumer:
             entries = consumer.read(max_records=1, timeout_s=_LOOK_S)
         if not entries:
-            raise TrimmedError(
+            raise LogError(
                 "its oldest record did not come", where=f"{place[0]}/{place[1]}@{offset}", do="Look again later."
             )
         return entries[0].time_s

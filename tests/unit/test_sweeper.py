@@ -1,3 +1,5 @@
+import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from streaming.blobs import BlobStore
 from streaming.log.by_reference import ByReferenceLog
 from streaming.log.protocol import Output
 from streaming.log.sqlite import SQLiteLog
-from streaming.log.sweeper import SWEEP_S
+from streaming.log.sweeper import MAX_REMOVED, SWEEP_S, Sweeper
 from tests.fakes import Clock
 
 LARGE = b"large" * 1000
@@ -62,6 +64,17 @@ def test_a_young_topic_is_not_even_listed(log: ByReferenceLog, clock: Clock, tmp
     append(log, b"too early")
     wait_for_sweep()
     assert num_files(tmp_path) == 1
+
+
+def test_one_sweep_removes_the_oldest_blobs(tmp_path: Path, log: ByReferenceLog, clock: Clock) -> None:
+    """It took whichever the listing named first."""
+    (folder := tmp_path / "blobs" / "candidates").mkdir(parents=True)
+    for age_s in random.Random(0).sample(range(MAX_REMOVED + 1), MAX_REMOVED + 1):
+        path = folder / f"{age_s:064x}"
+        path.touch()
+        os.utime(path, (0, 1_000_000 - age_s))
+    assert Sweeper(log, log.blobs, clock=clock).sweep("candidates") == MAX_REMOVED
+    assert [path.name for path in folder.iterdir()] == [f"{0:064x}"]
 
 
 def test_a_sweep_that_fails_is_counted_and_costs_no_append(tmp_path: Path, clock: Clock) -> None:
