@@ -36,6 +36,10 @@ def _give(partition: int, dealt: dict[int, str], counts: dict[str, int]) -> None
     counts[poorest] += 1
 
 
+_FURTHEST = 2
+"""Leases' lengths from now that a lease may end at: one that ends later was given before the clock went back."""
+
+
 class Membership:
     """One member of one group. `held` maps each partition it holds to its lease's generation."""
 
@@ -51,7 +55,7 @@ class Membership:
         self._lease_s = lease_s
         self._clock = clock
         self._generation = 0
-        self._next_look_s = 0.0
+        self._looked_s = 0.0
         self.balance()
 
     def is_stale(self, database: Database) -> bool:
@@ -59,12 +63,12 @@ class Membership:
         return bool(database.value("SELECT generation FROM groups WHERE name = ?", [self.group]) != self._generation)
 
     def is_due(self) -> bool:
-        """Whether it is time to look for members that have died."""
-        return self._clock() >= self._next_look_s
+        """Whether it is time to look for members that have died; a clock that has gone back does not put it off."""
+        return not 0 <= self._clock() - self._looked_s < self._lease_s / 3
 
     def balance(self) -> None:
         """Renew, bury the dead, give up what is another's share, take what is free of one's own."""
-        self._next_look_s = self._clock() + self._lease_s / 3
+        self._looked_s = self._clock()
         self.held, self._generation = self._writer.run(self._balance)
 
     def renew(self, database: Database) -> None:
@@ -106,7 +110,10 @@ class Membership:
     def _balance(self, database: Database) -> tuple[dict[int, int], int]:
         now = self._clock()
         changed = self._join(database)
-        dead = database.rows("SELECT member FROM members WHERE name = ? AND expires_s < ?", [self.group, now])
+        dead = database.rows(
+            "SELECT member FROM members WHERE name = ? AND expires_s NOT BETWEEN ? AND ?",
+            [self.group, now, now + _FURTHEST * self._lease_s],
+        )
         for (member,) in dead:
             _bury(database, self.group, member)
         for partitions in self._topics.values():

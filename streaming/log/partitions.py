@@ -114,6 +114,12 @@ def first_since(database: Database, partition: int, time_s: float) -> int:
     return low
 
 
+def first_unread(database: Database, partition: int) -> int:
+    """The first offset that some group has not committed; the end where no group reads this partition."""
+    found = database.value("SELECT min(offset) FROM committed WHERE partition = ?", [partition])
+    return end_offset(database, partition) if found is None else int(found)
+
+
 def behind_oldest(database: Database, partition: int, num_bytes: float) -> int:
     """The offset behind the oldest records that take `num_bytes` together: one of them at least, a chunk at most."""
     first, last = span(partition)

@@ -1,6 +1,7 @@
 """How the embedded log forgets: by its topics' age and by the file's size, the oldest records first.
 
-Only topics that are not compacted are trimmed; a compacted one holds a record per key.
+Only topics that are not compacted are trimmed; a compacted one holds a record per key. Age takes nothing that a group
+has still to read: a run that stood still for a week, or a clock that jumped, would lose it. The size is a hard limit.
 """
 
 import threading
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from streaming import topics
-from streaming.log.partitions import behind_oldest, first_since, span, trim
+from streaming.log.partitions import behind_oldest, first_since, first_unread, span, trim
 from streaming.log.store import Database, Writer
 
 _LOOK_S = 30.0
@@ -33,16 +34,17 @@ class Retention:
         self._max_bytes = max_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._next_look_s = 0.0
+        self._looked_s = -_LOOK_S
         self._num_bytes = 0
 
     def appended(self, num_bytes: int) -> None:
         """Note an append, and trim where it is time."""
         with self._lock:
             self._num_bytes += num_bytes
-            if self._clock() < self._next_look_s and self._num_bytes < self._max_bytes * _LOOK_SHARE:
+            is_early = 0 <= self._clock() - self._looked_s < _LOOK_S  # a clock that has gone back puts nothing off
+            if is_early and self._num_bytes < self._max_bytes * _LOOK_SHARE:
                 return
-            self._next_look_s = self._clock() + _LOOK_S
+            self._looked_s = self._clock()
             self._num_bytes = 0
         self._trim_by_age()
         if self._writer.run(_used_bytes) > self._max_bytes:
@@ -67,7 +69,8 @@ class Retention:
         for partition, stored_topic, begin in self._partitions(database):
             topic = topics.find(stored_topic.removeprefix(self._prefix))
             if topic is not None and topic.retention_s is not None:
-                alive = first_since(database, partition, self._clock() - topic.retention_s)
+                young = first_since(database, partition, self._clock() - topic.retention_s)
+                alive = min(young, first_unread(database, partition))
                 if alive > begin:
                     found.append((partition, alive))
         return found

@@ -102,6 +102,35 @@ def test_a_member_that_reads_in_time_keeps_its_partitions(open_log: Callable[[],
     steady.commit({("in", 0): 1})
 
 
+def test_a_member_that_died_before_the_clock_went_back_loses_its_partitions(
+    open_log: Callable[[], Log], clock: Clock
+) -> None:
+    """Its lease seemed to go on for the hour that the clock had lost, and nobody read on."""
+    log = open_log()
+    log.append([Output("in", b"k", b"v")])
+    silent, waiting = log.subscribe("g", ["in"]), open_log().subscribe("g", ["in"])
+    assert (read(silent), read(waiting)) == (1, 0)
+    clock.advance(-3600)
+    assert read(waiting) == 1
+    with pytest.raises(LeaseLostError):
+        silent.commit({("in", 0): 1})
+
+
+def test_members_that_live_share_on_whatever_the_clock_does(open_log: Callable[[], Log], clock: Clock) -> None:
+    log = open_log()
+    members = [open_log().subscribe("g", ["prompts"]) for _ in range(2)]
+    for jump in (3600, -3600, -86400, 86400):
+        clock.advance(jump)
+        for _ in range(3):
+            for member in members:
+                read(member)
+        assert [len(member.positions()) for member in members] == [2, 2]
+        log.append([Output("prompts", b"%d" % i, b"v") for i in range(40)])
+        assert sum(map(read, members)) == 40
+        for member in members:
+            member.commit(member.positions())
+
+
 def test_a_late_member_that_nobody_replaced_goes_on(open_log: Callable[[], Log], clock: Clock) -> None:
     log = open_log()
     log.append([Output("in", b"k", b"v")])

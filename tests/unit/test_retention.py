@@ -44,6 +44,31 @@ def test_what_is_older_than_its_topics_retention_goes(log: SQLiteLog, clock: Clo
         assert len(reader.read(max_records=99, timeout_s=0)) == 11
 
 
+def test_age_takes_nothing_that_a_group_has_still_to_read(log: SQLiteLog, clock: Clock) -> None:
+    """A run that was stopped over a long weekend forgot the groups that nobody had scored yet, and could not go on."""
+    append(log, "candidates", 40)
+    with log.subscribe("scorer", ["candidates"]) as slow, log.subscribe("other", ["candidates"]) as quick:
+        for consumer, num in ((slow, 30), (quick, 40)):
+            while num > 0:
+                num -= len(consumer.read(max_records=min(num, 7), timeout_s=0))
+            consumer.commit(consumer.positions())
+        clock.advance(3 * topics.DAY_S)
+        append(log, "candidates", 1)
+        assert num_left(log, "candidates") == 11
+        append(log, "candidates", 1)
+        assert sum(len(slow.read(max_records=99, timeout_s=0)) for _ in range(3)) == 12
+
+
+def test_a_clock_that_goes_back_puts_no_look_off(log: SQLiteLog, clock: Clock) -> None:
+    append(log, "prompts", 100)
+    clock.advance(-topics.DAY_S)
+    append(log, "candidates", 10)
+    clock.advance(2 * topics.DAY_S + 60)  # half of that it had lost
+    append(log, "prompts", 1)
+    assert num_left(log, "candidates") == 0
+    assert num_left(log, "prompts") == 101
+
+
 def test_topics_without_an_age_and_compacted_topics_do_not_age(log: SQLiteLog, clock: Clock) -> None:
     append(log, "unknown", 5)
     append(log, "roles", 5)
