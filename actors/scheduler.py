@@ -18,7 +18,7 @@ from streaming import topics
 from streaming.books import newest_carried
 from streaming.errors import RecordError
 from streaming.fencing import read_fences
-from streaming.heartbeat import Heartbeat, refuse_to_be_second, role_states
+from streaming.heartbeat import Beats, Heartbeat, refuse_to_be_second, states_since
 from streaming.history import entries
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
@@ -59,7 +59,7 @@ class Prompts(NamedTuple):
 class Scheduler:
     """Issues requests until it is stopped or over. All of its state comes from the log, so a restart goes on exactly.
 
-    `since_s`: states of other roles from before this Unix time belong to an earlier start of the run.
+    `history`: what other roles had told before this start of the run says nothing about it.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Scheduler:
         prompts_config: PromptsConfig,
         sampling: SamplingConfig,
         policy: str,
-        since_s: float,
+        history: Beats,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
@@ -83,7 +83,7 @@ class Scheduler:
         self._config = config
         self._sampling = sampling
         self._policy = policy
-        self._since_s = since_s
+        self._history = history
         self._now = now
         total = total_requests(len(prompts.train), prompts_config.max_passes, config.max_requests)
         self._order = Order(num_prompts=len(prompts.train), seed=prompts_config.shuffle_seed, total=total)
@@ -173,10 +173,9 @@ class Scheduler:
         if self._now() - self._learner_seen_s < ROLES_S:
             return
         self._learner_seen_s = self._now()
-        states = role_states(self._log)
+        states = states_since(self._log, self._history)
         refuse_to_be_second(self._heartbeat.state, states)  # two would give the same numbers to other requests
-        state = states.get("learner-0")
-        self._learner = state if state is not None and state.time_s >= self._since_s else None
+        self._learner = states.get("learner-0")
 
     # Issuing
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from deploy.config import RunConfig
 from deploy.roles import ELASTIC, Process, log_path, processes, role_environment, run_role, settings_from, settings_of
 from streaming.errors import ConfigError, NonFiniteError, NotReadyError, StreamDPOError, SupersededError
+from streaming.heartbeat import Beats
 
 STEADY_S = 60.0
 """A process that lived this long before it failed was no crash loop: its back-off starts anew."""
@@ -82,7 +83,7 @@ class RoleActor:
             probe.bind(("", 0))
             return {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(probe.getsockname()[1])}
 
-    def run(self, since_s: float, folder: str, environment: dict[str, str], meeting_point: dict[str, str]) -> None:
+    def run(self, history: Beats, folder: str, environment: dict[str, str], meeting_point: dict[str, str]) -> None:
         """Be the role. What it and its libraries print goes to its log file."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # for the engine's own processes
         os.environ.update(environment | meeting_point)
@@ -91,7 +92,7 @@ class RoleActor:
         config = settings_from(self._settings)
         _print_to(log_path(config, self._process.role_id))
         faulthandler.register(signal.SIGUSR1)  # `kill -USR1 PID` writes every thread's stack to the log file
-        run_role(config, self._process.role, self._process.index, self._stop, since_s=since_s)
+        run_role(config, self._process.role, self._process.index, self._stop, history=history)
 
     def stop(self) -> None:
         """Ask the role to end cleanly."""
@@ -129,12 +130,13 @@ class Unit:
 class Fleet:
     """Every process of a run. `poll` tells what ended; failed units start again by themselves."""
 
-    def __init__(self, config: RunConfig, *, since_s: float) -> None:
+    def __init__(self, config: RunConfig, *, history: Beats) -> None:
+        """`history`: what roles had told before this start of the run."""
         import ray
 
         self._ray = ray
         self._config = config
-        self._since_s = since_s
+        self._history = history
         every = processes(config)
         self._units = [Unit(together) for together in in_units(every)]
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -186,7 +188,7 @@ class Fleet:
             for process, environment in zip(unit.processes, environments, strict=True):
                 environment |= _rank_environment(process.index, len(unit.processes))
         unit.running = {
-            actor.run.remote(self._since_s, str(Path.cwd()), environment, meeting_point): process
+            actor.run.remote(self._history, str(Path.cwd()), environment, meeting_point): process
             for actor, process, environment in zip(unit.actors, unit.processes, environments, strict=True)
         }
 

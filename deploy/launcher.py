@@ -21,6 +21,7 @@ from deploy.roles import log_path, open_run_log, processes, run_directory
 from deploy.watch import Watch
 from streaming.errors import ConfigError, StreamDPOError
 from streaming.evaluation import Measurement
+from streaming.heartbeat import Beats, beats
 
 POLL_S = 0.2
 """Longest wait for a process to end before the clock and the signals are looked at."""
@@ -128,9 +129,9 @@ def _launch(config: RunConfig, view: View, interrupts: Interrupts) -> Outcome:
         connected_ray(config),
         open_run_log(config) as log,
     ):
-        started_s, since_s = time.monotonic(), time.time()
-        watch = Watch(config, log, view, since_s=since_s)
-        with started_fleet(config, since_s, interrupts, view) as fleet:
+        started_s = time.monotonic()
+        watch = Watch(config, log, view)
+        with started_fleet(config, beats(log), interrupts, view) as fleet:
             reason = _watch(config, fleet, watch, interrupts, started_s)
             view.event(f"{reason}: stopping (Ctrl-C again: at once)")
         watch.look(time.monotonic() - started_s)
@@ -149,12 +150,12 @@ def printing_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def started_fleet(config: RunConfig, since_s: float, interrupts: Interrupts, view: View) -> Iterator[Fleet]:
+def started_fleet(config: RunConfig, history: Beats, interrupts: Interrupts, view: View) -> Iterator[Fleet]:
     """The roles, running; on the way out, whatever the reason, all of them have ended.
 
     Raises StreamDPOError where the learner could not end: what it learned since its newest checkpoint is lost.
     """
-    fleet = Fleet(config, since_s=since_s)
+    fleet = Fleet(config, history=history)
     broken: list[Ended] = []
     try:
         yield fleet

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from deploy.check import check_packages
 from deploy.config import Policy, RunConfig
 from deploy.server import MetricsServer
 from streaming.errors import ConfigError, NotReadyError, StreamDPOError
-from streaming.heartbeat import Heartbeat
+from streaming.heartbeat import Beats, Heartbeat, beats
 from streaming.log import open_log
 from streaming.log.protocol import Log
 from streaming.metrics import Metrics
@@ -65,7 +64,7 @@ class Parts:
     log: Log
     metrics: Metrics
     heartbeat: Heartbeat
-    since_s: float  # Unix time of the run's start: states of other roles from before it are history
+    history: Beats  # what roles had told before this start of the run
 
     @property
     def directory(self) -> Path:
@@ -161,8 +160,11 @@ def role_environment(config: RunConfig, role: str, *, has_gpu: bool) -> dict[str
     return environment
 
 
-def run_role(config: RunConfig, role: str, index: int, stop: threading.Event, *, since_s: float | None = None) -> None:
-    """Be this role until `stop` or its own end. Raises what it failed of; its last beat says so too."""
+def run_role(config: RunConfig, role: str, index: int, stop: threading.Event, *, history: Beats | None = None) -> None:
+    """Be this role until `stop` or its own end. Raises what it failed of; its last beat says so too.
+
+    `history`: what roles had told before this start of the run; by default whatever they have told by now.
+    """
     process = Process(role, index)
     if not may_join(config, process):
         raise ConfigError(
@@ -178,7 +180,7 @@ def run_role(config: RunConfig, role: str, index: int, stop: threading.Event, *,
         open_run_log(config, metrics) as log,
         _beating(config, process, log, metrics) as heartbeat,
     ):
-        parts = Parts(config, process, log, metrics, heartbeat, time.time() if since_s is None else since_s)
+        parts = Parts(config, process, log, metrics, heartbeat, beats(log) if history is None else history)
         BUILDERS[process.kind](parts).run(stop)
 
 
@@ -259,7 +261,7 @@ def _scheduler(parts: Parts) -> Role:
         prompts_config=config.prompts,
         sampling=config.generation.sampling,
         policy=config.policy,
-        since_s=parts.since_s,
+        history=parts.history,
     )
     return _WithBooks(scheduler, parts)
 
@@ -360,7 +362,7 @@ def _learner(parts: Parts) -> Role:
         directory=parts.directory,
         policy=policy.name,
         trust_remote_code=config.trust_remote_code,
-        since_s=parts.since_s,
+        history=parts.history,
         sampled_by=None if policy.is_sampled else config.policy,
         remote=remote_weights(config, policy),
     )

@@ -13,7 +13,7 @@ from streaming import topics
 from streaming.errors import RecordError, StreamDPOError
 from streaming.evaluation import Measurement, measurements
 from streaming.heartbeat import role_states
-from streaming.log.protocol import Log
+from streaming.log.protocol import Entry, Log
 from streaming.records import Feedback, Version, WeightVersion, decode
 
 WARN_AFTER = 20
@@ -29,12 +29,12 @@ MAX_SHOWN = 3
 class Watch:
     """What the launcher sees in the log: measurements, whose best version it keeps, and every role's state."""
 
-    def __init__(self, config: RunConfig, log: Log, view: View, *, since_s: float) -> None:
+    def __init__(self, config: RunConfig, log: Log, view: View) -> None:
         self._config = config
-        self._since_s = since_s
         self._log = log
         self._view = view
         self._directory = run_directory(config)
+        self._began = log.end_offsets(topics.FEEDBACK.name)  # before them all is of earlier starts
         self._feedback = log.assign(log.begin_offsets(topics.FEEDBACK.name))
         self._evaluated: list[Feedback] = []
         self._endings: Counter[str] = Counter()  # of this start, by reason; an ending without one by itself
@@ -131,15 +131,18 @@ class Watch:
                     continue
                 if one.ending == "evaluated":
                     self._evaluated.append(one)
-                elif self._is_pace(one):
+                elif self._is_of_this_start(entry) and self._is_pace(one):
                     self._endings[one.reason or one.ending] += 1
         self._warn_of_missing_rewards()
         return len(self._evaluated) > before
 
+    def _is_of_this_start(self, entry: Entry) -> bool:
+        return entry.offset >= self._began[entry.topic, entry.partition]
+
     def _is_pace(self, one: Feedback) -> bool:
-        """Whether this freed a slot of this start."""
+        """Whether this freed a slot."""
         is_training = one.ending in ("consumed", "dropped") and one.round is None
-        return is_training and one.policy == self._config.policy and one.time_s >= self._since_s
+        return is_training and one.policy == self._config.policy
 
     def _warn_of_missing_rewards(self) -> None:
         """A reward that fails is a missing reward, and the run goes on: so somebody must say that it does."""

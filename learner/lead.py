@@ -24,7 +24,7 @@ from learner.staleness import lineage_of, pair_staleness
 from learner.trainer import StepNumbers, Trainer
 from streaming import topics
 from streaming.errors import NonFiniteError
-from streaming.heartbeat import Heartbeat, role_states
+from streaming.heartbeat import Beats, Heartbeat, states_since
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
 from streaming.records import Feedback, Pair, Version, encode
@@ -54,10 +54,13 @@ class Lead:
         config: LearnerConfig,
         policy: str,
         claim: Claim,
-        since_s: float,
+        history: Beats,
         sampled_by: str | None = None,
     ) -> None:
-        """`sampled_by`: the policy whose candidates this one learns from, where it does not sample itself."""
+        """`history`: what other roles had told before this start of the run says nothing about it.
+
+        `sampled_by`: the policy whose candidates this one learns from, where it does not sample itself.
+        """
         state = claim.origin.state if claim.origin else None
         self._log = log
         self._metrics = metrics
@@ -68,7 +71,7 @@ class Lead:
         self._limits = limits
         self._config = config
         self._policy = policy
-        self._since_s = since_s
+        self._history = history
         self._sampled_by = sampled_by
         self._samplers = Samplers(log)
         self._step = state.step if state else 0
@@ -159,9 +162,9 @@ class Lead:
         return not is_full
 
     def _scheduler_numbers(self) -> dict[str, float]:
-        """What the scheduler of this run last told; of an earlier start it says nothing about this one."""
-        scheduler = role_states(self._log).get("scheduler-0")
-        return {} if scheduler is None or scheduler.time_s < self._since_s else scheduler.numbers
+        """What the scheduler of this run last told."""
+        scheduler = states_since(self._log, self._history).get("scheduler-0")
+        return {} if scheduler is None else scheduler.numbers
 
     def _settle_drops(self) -> None:
         drops = self._reader.take_drops()

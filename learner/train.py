@@ -25,7 +25,7 @@ from learner.ranks import connect
 from learner.trainer import Trainer
 from streaming import topics
 from streaming.errors import ConfigError
-from streaming.heartbeat import Heartbeat
+from streaming.heartbeat import NO_HISTORY, Beats, Heartbeat
 from streaming.log.protocol import Log
 from streaming.metrics import Metrics
 from streaming.records import WeightVersion
@@ -50,7 +50,7 @@ class Learner:
         directory: Path,
         policy: str,
         trust_remote_code: bool = False,
-        since_s: float = 0.0,
+        history: Beats = NO_HISTORY,
         sampled_by: str | None = None,
         remote: RemoteWeights | None = None,
         environment: Mapping[str, str] = os.environ,
@@ -64,7 +64,7 @@ class Learner:
         self._weights = directory / "weights" / policy
         self._policy = policy
         self._trust_remote_code = trust_remote_code
-        self._since_s = since_s
+        self._history = history
         self._sampled_by = sampled_by
         self._remote = remote
         self._environment = environment
@@ -124,7 +124,7 @@ class Learner:
             config=self._config,
             policy=self._policy,
             claim=claim,
-            since_s=self._since_s,
+            history=self._history,
             sampled_by=self._sampled_by,
         )
         try:

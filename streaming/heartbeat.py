@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -21,6 +22,14 @@ from streaming.records import RoleState, decode, encode
 
 INTERVAL_S = 1.0
 """One beat a second: `status` looks live, and a day of beats is a few megabytes before compaction."""
+
+
+Beats = Mapping[str, tuple[int, float]]
+"""Role id -> (which start of it, when by its own clock): the newest beat at some moment."""
+
+
+NO_HISTORY: Beats = MappingProxyType({})
+"""Nothing had beaten before."""
 
 
 class Heartbeat:
@@ -80,6 +89,17 @@ def role_states(log: Log) -> dict[str, RoleState]:
     states = [decode(RoleState, entry.value, where=entry.where) for entry in log.newest(topics.ROLES.name).values()]
     in_order = sorted(states, key=lambda state: (state.role_id, state.epoch, state.time_s))
     return {state.role_id: state for state in in_order}
+
+
+def beats(log: Log) -> dict[str, tuple[int, float]]:
+    """Every role's newest beat, as it is now."""
+    return {role_id: (state.epoch, state.time_s) for role_id, state in role_states(log).items()}
+
+
+def states_since(log: Log, history: Beats) -> dict[str, RoleState]:
+    """The newest state of every role that has beaten since. By no clock: that may go back meanwhile."""
+    states = role_states(log).items()
+    return {role_id: state for role_id, state in states if (state.epoch, state.time_s) != history.get(role_id)}
 
 
 def refuse_to_be_second(own: RoleState, states: Mapping[str, RoleState]) -> None:

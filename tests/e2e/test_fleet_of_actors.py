@@ -7,6 +7,7 @@ import pytest
 
 from deploy.config import RunConfig
 from deploy.fleet import OBJECT_STORE_BYTES, Fleet
+from streaming.heartbeat import NO_HISTORY
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,7 @@ def test_a_learner_that_waits_for_a_gpu_keeps_the_launcher_from_nothing(held, tm
     """The launcher waited for its address, for ever and deaf to Ctrl-C."""
     rewards = [{"name": "length", "function": "reward.py:score"}]
     places = {"model": str(tmp_path / "model"), "directory": str(tmp_path), "prompts": {"path": "prompts.jsonl"}}
-    fleet = Fleet(RunConfig.model_validate({"name": "mine", "rewards": rewards} | places), since_s=0.0)
+    fleet = Fleet(RunConfig.model_validate({"name": "mine", "rewards": rewards} | places), history=NO_HISTORY)
     assert held.is_alive(), "the GPUs are still reserved"
     hurry = threading.Event()
     hurry.set()

@@ -20,6 +20,7 @@ from learner.limits import Limits
 from learner.publisher import Publisher
 from streaming.config import ScoringConfig, SelectionConfig
 from streaming.errors import LeaseLostError
+from streaming.heartbeat import NO_HISTORY
 from streaming.log.protocol import Log
 from streaming.metrics import Metrics, TimeAccount
 from streaming.records import Version
@@ -140,7 +141,7 @@ def _scheduler(run: Run, process: Process, log: Log, heartbeat: FiberHeartbeat, 
         prompts_config=PromptsConfig(path="-"),
         sampling=SamplingConfig(num_candidates=2),
         policy=POLICY,
-        since_s=0.0,
+        history=NO_HISTORY,
         now=lambda: process.world.now_s,
     )
     scheduler._outstanding = run.cast.outstanding()
@@ -222,7 +223,7 @@ def _learner(run: Run, process: Process, log: Log, heartbeat: FiberHeartbeat, st
             config=config,
             policy=POLICY,
             claim=claim,
-            since_s=0.0,
+            history=NO_HISTORY,
         )
         with closing(publisher):
             lead.run(stop)

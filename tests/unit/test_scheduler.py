@@ -13,7 +13,7 @@ from actors.prompts import Prompt
 from actors.scheduler import Prompts, Scheduler
 from streaming import topics
 from streaming.errors import SupersededError
-from streaming.heartbeat import Heartbeat, role_states
+from streaming.heartbeat import NO_HISTORY, Beats, Heartbeat, beats, role_states
 from streaming.history import entries
 from streaming.log import open_log
 from streaming.log.protocol import Log, Output
@@ -41,7 +41,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
         yield opened
 
 
-def make_scheduler(log: Log, heartbeat: Heartbeat, *, held_out: list[Prompt], since_s: float, **changed) -> Scheduler:
+def make_scheduler(log: Log, heartbeat: Heartbeat, *, held_out: list[Prompt], history: Beats, **changed) -> Scheduler:
     """Settings by name, whatever section they are in."""
     prompts = {"path": "-", "shuffle_seed": None}
     prompts |= {name: changed.pop(name) for name in list(changed) if name in PromptsConfig.model_fields}
@@ -54,17 +54,17 @@ def make_scheduler(log: Log, heartbeat: Heartbeat, *, held_out: list[Prompt], si
         prompts_config=PromptsConfig(**prompts),
         sampling=SamplingConfig(num_candidates=2, temperature=0.5, stop=["\n"]),
         policy="policy",
-        since_s=since_s,
+        history=history,
     )
 
 
 @contextmanager
 def scheduling(
-    log: Log, *, held_out: list[Prompt] | None = None, since_s: float = 0.0, **changed
+    log: Log, *, held_out: list[Prompt] | None = None, history: Beats = NO_HISTORY, **changed
 ) -> Iterator[threading.Thread]:
     """A scheduler at work in a thread; stopped on the way out."""
     heartbeat = Heartbeat(log, Metrics("scheduler"), role="scheduler", interval_s=0.02)
-    scheduler = make_scheduler(log, heartbeat, held_out=held_out or [], since_s=since_s, **changed)
+    scheduler = make_scheduler(log, heartbeat, held_out=held_out or [], history=history, **changed)
     stop = threading.Event()
     thread = threading.Thread(target=scheduler.run, args=(stop,))
     thread.start()
@@ -258,11 +258,22 @@ def test_the_data_also_ends_without_held_out_prompts(log):
 
 def test_what_an_earlier_start_of_the_run_said_of_its_learner_is_history(log):
     append(log, topics.ROLES.name, "learner-0", make_role(health="stopped", time_s=1.0))
-    with scheduling(log, since_s=2.0) as thread:
+    with scheduling(log, history=beats(log)) as thread:
         until(lambda: len(issued(log)) == 3)
         end(log, make_feedback(0))
         until(lambda: len(issued(log)) == 4)
         assert thread.is_alive()
+
+
+def test_a_learner_whose_clock_has_gone_back_is_still_heard(log):
+    """Its beats looked older than the run itself, so the scheduler waited for its end until the clock had caught up."""
+    append(log, topics.ROLES.name, "learner-0", make_role(health="ready", time_s=7200.0))
+    with scheduling(log, history=beats(log)) as thread:
+        until(lambda: len(issued(log)) == 3)
+        append(log, topics.ROLES.name, "learner-0", make_role(health="stopped", time_s=3600.0))
+        thread.join(10)
+        assert not thread.is_alive()
+    assert state(log).message == "learner stopped"
 
 
 def test_bytes_that_are_no_feedback_are_dead_lettered_and_hold_nothing_up(log):
@@ -305,6 +316,6 @@ def test_a_scheduler_that_was_overtaken_issues_nothing(log):
     heartbeat = Heartbeat(log, Metrics("scheduler"), role="scheduler")
     append(log, topics.ROLES.name, "scheduler-0/2", make_role("scheduler", epoch=2, time_s=1.0))
     with pytest.raises(SupersededError, match="start 2 of this role is running, this is start 1"):
-        make_scheduler(log, heartbeat, held_out=[], since_s=0.0).run(threading.Event())
+        make_scheduler(log, heartbeat, held_out=[], history=NO_HISTORY).run(threading.Event())
     heartbeat.close()
     assert issued(log) == []

@@ -43,7 +43,7 @@ def config(folder: Path, **changed: Any) -> RunConfig:
 
 def watch(log: Log, folder: Path, **changed: Any) -> tuple[Watch, Told]:
     told = Told()
-    return Watch(config(folder, **changed), log, told, since_s=0.0), told
+    return Watch(config(folder, **changed), log, told), told
 
 
 def beat(log: Log, role: str, message: str) -> None:
