@@ -35,11 +35,6 @@ class Section(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
-    @property
-    def settings_hash(self) -> str:
-        """Changes whenever any field does."""
-        return stable_id(type(self).__name__, self.model_dump_json())
-
 
 def reload_class(field: Any) -> Reload:
     """Whether a pydantic field is live, step or restart."""

@@ -48,10 +48,6 @@ class IntervalSet:
             self._firsts.insert(after, number)
             self._ends.insert(after, number + 1)
 
-    def union(self, other: "IntervalSet") -> "IntervalSet":
-        """Everything that is in either."""
-        return IntervalSet([*self.intervals, *other.intervals])
-
     @property
     def intervals(self) -> list[Interval]:
         """As few intervals as possible, ascending: what a checkpoint holds."""

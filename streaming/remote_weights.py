@@ -27,9 +27,6 @@ _DOWNLOAD_PAUSES_S = (0.5, 1.0)
 _TORN_TRIES = 3
 """Downloads of a file whose content is not what the manifest says, before the version counts as damaged."""
 
-_MAX_MANIFEST_BYTES = 64 * 1024 * 1024
-"""Far above any model's manifest, far below what hurts."""
-
 
 class RemoteWeights:
     """The versions of one policy, below a URL."""

@@ -27,8 +27,7 @@ class Reference(Record, frozen=True, kw_only=True):
     Readers see the value itself, or these bytes where it could not be read, with the `problem`.
     """
 
-    location: str  # name below the run's blobs
-    sha256: str
+    location: str  # name below the run's blobs, which ends with the value's sha256
     num_bytes: int
     problem: str = ""  # filled in by the reader
     outline: bytes = b""  # what is needed of the value to end its request: a few fields of it, msgpack

@@ -145,7 +145,6 @@ def _refer(output: Output, name: str | None) -> Output:
         return output
     reference = Reference(
         location=name,
-        sha256=name.split("/")[1],
         num_bytes=len(output.value),
         outline=outline(output.topic, output.value),
     )

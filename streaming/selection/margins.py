@@ -50,11 +50,10 @@ def spread(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / len(values))
 
 
-def between(
-    chosen: int, rejected: int, rewards: Sequence[float | None], implicit: Sequence[Implicit], *, model: str = SAMPLED
-) -> Margins:
-    """Chosen minus rejected: external in reward units, implicit as h(chosen) - h(rejected) of `model`, without beta."""
-    h = next((source.h for source in implicit if source.model == model), None)
+def between(chosen: int, rejected: int, rewards: Sequence[float | None], implicit: Sequence[Implicit]) -> Margins:
+    """Chosen minus rejected: external in reward units, implicit as h(chosen) - h(rejected) of the model that sampled
+    them, without beta."""
+    h = next((source.h for source in implicit if source.model == SAMPLED), None)
     return Margins(
         external=_difference(rewards[chosen], rewards[rejected]),
         implicit=None if h is None else _difference(h[chosen], h[rejected]),

@@ -35,13 +35,6 @@ def test_intervals_are_as_few_as_possible(intervals: list[tuple[int, int]], numb
     assert all(first < end for first, end in found.intervals)
 
 
-@given(INTERVALS, INTERVALS)
-def test_a_union_holds_what_either_held(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> None:
-    union = IntervalSet(left).union(IntervalSet(right))
-    assert list(union) == sorted(numbers_in(left) | numbers_in(right))
-    assert union == IntervalSet(union.intervals)
-
-
 def test_consecutive_numbers_stay_one_interval() -> None:
     found = IntervalSet()
     for number in range(100_000):
