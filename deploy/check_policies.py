@@ -1,4 +1,4 @@
-"""What must hold for the further policies of a run: their models are there and read the tokens of who samples."""
+"""What must hold for the policies of a run: models and references are there and read the tokens of who samples."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from streaming.errors import NotReadyError
 def check_policy(config: RunConfig, policy: Policy) -> str:
     """Its model, its tokenizer and its reference. Raises NotReadyError for the first that does not do."""
     check_model_files(policy.model)
-    _check_reference(policy.reference)
+    check_reference(policy.reference)
     if Path(policy.model) != Path(config.model):
         vocabularies = [load_tokenizer(config, model).get_vocab() for model in (config.model, policy.model)]
         if vocabularies[0] != vocabularies[1]:
@@ -22,8 +22,8 @@ def check_policy(config: RunConfig, policy: Policy) -> str:
     return f"{policy.model}, reference {policy.reference}"
 
 
-def _check_reference(reference: str) -> None:
-    """A reference needs no tokenizer; a hub name is looked up when the scorer starts."""
+def check_reference(reference: str) -> str:
+    """A reference needs no tokenizer; a hub name is looked up when the scorer starts. Raises NotReadyError."""
     path = Path(reference)
     if path.is_absolute() and not (path / "config.json").is_file():
         raise NotReadyError(
@@ -31,3 +31,4 @@ def _check_reference(reference: str) -> None:
             where=reference,
             do="Give a directory in Hugging Face format, or leave it out.",
         )
+    return reference

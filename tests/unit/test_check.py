@@ -163,6 +163,26 @@ def test_a_disk_that_is_too_small_is_found(tmp_path, model):
         check_disk(config)
 
 
+def test_every_policy_of_a_run_needs_room_on_the_disk(tmp_path, model):
+    """Only the run's own was counted, however much a further one keeps."""
+    greedy = {"learner": {"checkpoint": {"keep": 10**9}}}
+    check_disk(prepared(tmp_path, model))
+    with pytest.raises(NotReadyError, match="GB are needed for versions and checkpoints"):
+        check_disk(prepared(tmp_path, model, policies={"b": greedy}))
+    note = check_disk(prepared(tmp_path, model, policies={"b": {"model": "owner/name"}}))
+    assert note.endswith("its size is not known yet: owner/name")
+
+
+def test_a_reference_that_is_not_there_is_found_before_the_run(tmp_path, model):
+    """The run started all the same, and its scorer failed."""
+    config = prepared(tmp_path, model, scoring={"reference": str(tmp_path / "frozen")})
+    failed = {finding.subject: str(finding.error) for finding in all_checks(config) if finding.error}
+    assert list(failed) == ["reference"]
+    assert failed["reference"].startswith(f"{tmp_path}/frozen: is not a model directory")
+    with pytest.raises(NotReadyError, match="frozen: is not a model directory"):
+        preflight(config)
+
+
 def test_the_errors_of_a_check_say_what_to_do(tmp_path, model):
     config = prepared(tmp_path, tmp_path / "nowhere")
     error = next(finding.error for finding in all_checks(config) if finding.error)
