@@ -8,27 +8,21 @@ trust no clock. Knows bytes and names; knows no records and no topics.
 """
 
 import hashlib
-import os
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from streaming.errors import LogError, RecordError
 from streaming.remote import RemoteFolder
-from streaming.weights import sync_directory
+from streaming.weights import PARTIAL, sync_directory, write_durably
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[0-9a-f]{64}")
 """What a reference may name: nothing outside the blobs' own folders."""
 
 _PLACE = re.compile(r"(.+)\.at-(\d+)-(\d+)")
 """Name of the empty file that says which record names a blob."""
-
-_PARTIAL = ".partial"
-"""End of the name of a file that is being written."""
 
 _MARK = "README.txt"
 """Lies beside the folders. Without it the store itself is not there (not mounted, another bucket), and nothing is
@@ -58,7 +52,7 @@ class Blob(NamedTuple):
     @property
     def is_partial(self) -> bool:
         """Half a file: its writer was killed, or is at work."""
-        return self.name.endswith(_PARTIAL)
+        return self.name.endswith(PARTIAL)
 
 
 class BlobStore:
@@ -167,8 +161,10 @@ class BlobStore:
 
     def _put(self, name: str, value: bytes) -> None:
         path = self._path(name)
-        write = _write_file if self._folder.is_local else self._folder.fs.pipe_file
-        self._folder.write(name, lambda: write(path, value))
+        if self._folder.is_local:
+            self._folder.write(name, lambda: write_durably(Path(path), value))
+        else:
+            self._folder.write(name, lambda: self._folder.fs.pipe_file(path, value))
 
     def _mark(self) -> None:
         if not self._is_marked:
@@ -186,17 +182,6 @@ class BlobStore:
             )
 
 
-def _write_file(path: str, value: bytes) -> None:
-    """The file appears whole or not at all, and survives a power loss."""
-    partial = f"{path}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}"
-    with _removed_on_failure(partial), open(partial, "wb") as file:
-        file.write(value)
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(partial, path)
-    sync_directory(Path(path).parent)
-
-
 def _place_name(name: str, place: Place) -> str:
     return f"{name}.at-{place.partition}-{place.offset}"
 
@@ -205,16 +190,6 @@ def _parse(name: str) -> tuple[str, tuple[Place, ...]]:
     """The blob that a file belongs to, and the place that it notes."""
     match = _PLACE.fullmatch(name)
     return (name, ()) if match is None else (match[1], (Place(int(match[2]), int(match[3])),))
-
-
-@contextmanager
-def _removed_on_failure(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        if os.path.exists(path):
-            os.remove(path)
-        raise
 
 
 def _unreadable(what: str, where: str) -> RecordError:

@@ -7,6 +7,7 @@ bytes that the learner announced. This file knows nothing of torch: it reads saf
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from streaming.records import Version
 
 MANIFEST = "manifest.json"
 TENSOR_SUFFIX = ".safetensors"
+
+PARTIAL = ".partial"
+"""End of the name of a file that is being written."""
 
 _MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own limit of a header."""
@@ -122,13 +126,20 @@ def file_sha256(path: Path) -> str:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that, after any crash, holds either all of `content` or what it held before."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file that, after any crash, holds either all of `content` or what it held before.
+
+    Several may write it at once. Where this raises, nothing is left of the try; a crash may leave a PARTIAL file.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 

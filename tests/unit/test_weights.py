@@ -83,3 +83,10 @@ def test_a_durable_write_leaves_nothing_but_the_file(tmp_path):
     write_durably(tmp_path / "x", b"old")
     write_durably(tmp_path / "x", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"new")]
+
+
+def test_a_durable_write_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "in the way").mkdir()
+    with pytest.raises(OSError):
+        write_durably(tmp_path / "in the way", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["in the way"]
