@@ -19,7 +19,7 @@ from deploy.status import short
 from deploy.trace import Trace
 from streaming.config import SelectionConfig
 from streaming.records import Candidate, Feedback, Group, Pair, ScoredGroup, SourceRewards, Span
-from streaming.selection.margins import combined, sampled_logprob
+from streaming.selection.margins import combined
 
 _MAX_TEXT = 72
 """Characters of a response in the table of candidates; the chosen and the rejected one are shown whole below it."""
@@ -129,7 +129,7 @@ def _candidates(group: Group, scored: ScoredGroup | None, pair: Pair | None) -> 
             str(index),
             _number(totals[index]),
             *(_value(one, index) for one in rewards),
-            _number(sampled_logprob(candidate)),
+            _number(candidate.logprob),
             _number(scored.reference_logprobs[index] if scored else None),
             _versions(candidate.spans),
             _end(candidate),

@@ -68,7 +68,7 @@ class Panel:
 
     def submit(self, entry: Entry, group: Group) -> None:
         """Begin to ask; the answers come out of `take`, once."""
-        self._loop.submit(self._answer(entry, group))
+        self._loop.begin(self._answer(entry, group))
 
     def take(self, timeout_s: float) -> list[Answered]:
         """What is ready, at least one if that happens within `timeout_s`.

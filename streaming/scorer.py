@@ -26,7 +26,8 @@ from streaming.history import between
 from streaming.log.by_reference import unfetched
 from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
 from streaming.metrics import Metrics
-from streaming.records import Feedback, Group, Outline, PromptRequest, Record, Source, SourceRewards, decode, encode
+from streaming.packed import decode_group
+from streaming.records import Feedback, Outline, PromptRequest, Record, Source, SourceRewards, decode, encode
 from streaming.rewards import WeightedSource
 from streaming.scoring import MISSING_EOS, STAGE, Pricing, evaluated, penalty, scored
 from streaming.selection.margins import mean, measured
@@ -200,7 +201,7 @@ class Scorer:
         for entry in shift.read(max_records=room, timeout_s=0.0 if shift.open else _IDLE_S):
             self._metrics.count("records_read_total", topic=entry.topic)
             try:
-                group = decode(Group, entry.value, where=entry.where)
+                group = decode_group(entry.value, where=entry.where)
             except RecordError as error:
                 finished.append(self._reject(entry, "record", error))
                 continue
@@ -225,7 +226,7 @@ class Scorer:
             self._newest.append(reward)
         source = Source(topic=entry.topic, partition=entry.partition, offset=entry.offset)
         record = scored(group, answers._replace(rewards=rewards), pricing=self._pricing, source=source)
-        num_tokens = sum(len(candidate.tokens) for candidate in group.candidates)
+        num_tokens = sum(candidate.num_tokens for candidate in group.candidates)
         self._metrics.count("reference_tokens_total", num_tokens * (1 + len(record.further)))
         return Finished(entry, [_output(topics.SCORED, entry, record)])
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from streaming.asking import Answers, Reference
 from streaming.endings import end
 from streaming.records import Feedback, Group, Implicit, Priced, ScoredGroup, Source, SourceRewards
-from streaming.selection.margins import SAMPLED, measured, sampled_logprob
+from streaming.selection.margins import SAMPLED, measured
 
 STAGE = "scorer"
 
@@ -30,7 +30,7 @@ def scored(group: Group, answers: Answers, *, pricing: Sequence[Pricing], source
     assert answers.logprobs is not None, "training requests are priced"
     h = [
         None if sampled is None or not math.isfinite(reference) else sampled - reference
-        for sampled, reference in zip(map(sampled_logprob, group.candidates), answers.logprobs, strict=True)
+        for sampled, reference in zip([one.logprob for one in group.candidates], answers.logprobs, strict=True)
     ]
     own, *others = pricing
     further = [

@@ -18,6 +18,7 @@ from streaming.errors import RecordError
 from streaming.heartbeat import Heartbeat
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
+from streaming.packed import PackedScoredGroup
 from streaming.records import (
     Feedback,
     Group,
@@ -114,12 +115,12 @@ def _usable(group: Group, rewards: Sequence[float | None], priced: Priced) -> di
     return {
         index: reward
         for index, reward in enumerate(rewards)
-        if reward is not None and group.candidates[index].tokens and math.isfinite(priced.logprobs[index])
+        if reward is not None and group.candidates[index].num_tokens and math.isfinite(priced.logprobs[index])
     }
 
 
 def _why_unusable(group: Group, rewards: Sequence[float | None]) -> routes.Reason:
-    if not any(candidate.tokens for candidate in group.candidates):
+    if not any(candidate.num_tokens for candidate in group.candidates):
         return "empty"
     return "reward_missing" if all(reward is None for reward in rewards) else "non_finite"
 
@@ -160,7 +161,7 @@ def _response(group: Group, rewards: Sequence[float | None], priced: Priced, ind
         tokens=candidate.tokens,
         reference_logprob=priced.logprobs[index],
         reward=rewards[index],
-        sampled_logprob=margins.sampled_logprob(candidate),
+        sampled_logprob=candidate.logprob,
         spans=candidate.spans,
         text=candidate.text,
         finish_reason=candidate.finish_reason,
@@ -198,6 +199,7 @@ class Selector:
         self._config_version = config_version
         self._window = Window(config.window)
         self._told_s = 0.0
+        self._newest: tuple[Entry, PackedScoredGroup] | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Select until `stop`. Raises what no retry mends: a broken log."""
@@ -213,13 +215,13 @@ class Selector:
             name=STAGE,
             group=topics.selectors(self._policy),
             topics=[topics.SCORED.name],
-            identify=lambda entry: _outline(entry).group_id,
+            identify=self._identify,
             explain=self._explain,
         )
 
     def process(self, entry: Entry) -> list[Output]:
         """The pair for the learner, or the feedback that there is none and why."""
-        scored = decode(ScoredGroup, entry.value, where=entry.where)
+        scored = self._opened(entry)
         selection = select(
             scored,
             self._config,
@@ -245,6 +247,19 @@ class Selector:
         )
         self._metrics.count("endings_total", ending="dropped", reason=feedback.reason)
         return [Output(topics.FEEDBACK.name, feedback.group_id.encode(), encode(feedback))]
+
+    def _identify(self, entry: Entry) -> str:
+        """The id of its group; of a group whose blob is gone, by what is left of it."""
+        try:
+            return self._opened(entry).group.group_id
+        except RecordError:
+            return _outline(entry).group_id
+
+    def _opened(self, entry: Entry) -> PackedScoredGroup:
+        """What the entry says, decoded once: the runner asks for its id, then for what becomes of it."""
+        if self._newest is None or self._newest[0] is not entry:
+            self._newest = (entry, decode(PackedScoredGroup, entry.value, where=entry.where))
+        return self._newest[1]
 
     def _count(self, selection: Selection) -> None:
         route, reason = selection.decision

@@ -1,5 +1,7 @@
 """How records become bytes and come back. What the records are stands in `records.py`."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -46,6 +48,21 @@ _ENCODER = msgspec.msgpack.Encoder()
 def encode(record: Record) -> bytes:
     """A record's bytes on the wire (msgpack)."""
     return _ENCODER.encode(record)
+
+
+def stable_id(*parts: object) -> str:
+    """The same parts give the same 16 hex digits on every machine and in every release."""
+    return hashed(repr(parts).encode())
+
+
+def hashed(*parts: bytes) -> str:
+    """16 hex digits of these bytes, one after the other."""
+    return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
+
+
+def pack(numbers: Sequence[int]) -> bytes:
+    """Numbers as they lie within a record: the same ones give the same bytes, and no other array begins with them."""
+    return _ENCODER.encode(numbers)
 
 
 def encode_reference(reference: Reference) -> bytes:

@@ -77,6 +77,8 @@ class FunctionSource:
 
     async def _enter(self) -> bool:
         """Wait for a slot. False where every slot has been held by a call past its deadline for a whole deadline."""
+        if not self._slots.locked():
+            return await self._slots.acquire()  # at once: without the task and the timer of a wait
         while True:
             try:
                 await asyncio.wait_for(self._slots.acquire(), self._timeout_s)

@@ -8,6 +8,7 @@ All are daemons: a reward function that hangs for ever cannot keep the process f
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -60,6 +61,8 @@ class LoopThread:
 
     def __init__(self, *, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._begun: deque[Coroutine[Any, Any, None]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself refers to its tasks weakly
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -67,13 +70,26 @@ class LoopThread:
         """Run a coroutine; cancelling the future cancels it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    def begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine that tells by itself what came of it. Cheaper than `submit`: many share one wake-up."""
+        self._begun.append(coroutine)
+        if len(self._begun) == 1:  # otherwise the loop has been woken for one before it, and takes all there are
+            self._loop.call_soon_threadsafe(self._take_begun)
+
     def close(self) -> None:
         """Cancel what still runs and end the loop."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_JOIN_S)
 
+    def _take_begun(self) -> None:
+        while self._begun:
+            task = self._loop.create_task(self._begun.popleft())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
     def _run(self) -> None:
         self._loop.run_forever()
+        self._take_begun()  # to be cancelled with the others
         for task in (tasks := asyncio.all_tasks(self._loop)):
             task.cancel()
         if tasks:

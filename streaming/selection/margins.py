@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from streaming.records import Candidate, Implicit, Margins, SourceRewards
+from streaming.records import Implicit, Margins, SourceRewards
 
 NOT_APPLICABLE = "not_applicable"
 """Why a source gave no value where it declined to judge: it said None, as for a prompt of another task."""
@@ -58,14 +58,6 @@ def between(chosen: int, rejected: int, rewards: Sequence[float | None], implici
         external=_difference(rewards[chosen], rewards[rejected]),
         implicit=None if h is None else _difference(h[chosen], h[rejected]),
     )
-
-
-def sampled_logprob(candidate: Candidate) -> float | None:
-    """log-prob of the whole response under the versions that sampled it; None where some tokens have none."""
-    if len(candidate.logprobs) != len(candidate.tokens):
-        return None
-    total = math.fsum(candidate.logprobs)
-    return total if math.isfinite(total) else None
 
 
 def _has_failed(source: SourceRewards) -> bool:

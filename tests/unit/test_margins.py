@@ -55,11 +55,11 @@ def test_the_spread_is_that_of_the_group_itself() -> None:
 
 @pytest.mark.parametrize("logprobs", [[], [-0.5], [-0.5, float("-inf"), -0.5]])
 def test_a_response_without_all_its_logprobs_has_no_sum(logprobs: list[float]) -> None:
-    assert margins.sampled_logprob(make_candidate("ab", logprobs=logprobs)) is None
+    assert make_candidate("ab", logprobs=logprobs).logprob is None
 
 
 def test_the_sum_of_logprobs_includes_the_end_of_sequence() -> None:
-    assert margins.sampled_logprob(make_candidate("ab", logprob=-0.5)) == -1.5
+    assert make_candidate("ab", logprob=-0.5).logprob == -1.5
 
 
 def test_a_source_that_declines_to_judge_a_prompt_is_left_out_of_its_measurement() -> None:

@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -239,9 +240,20 @@ def test_two_policies_select_from_the_same_groups(log: Log) -> None:
     assert [feedback.policy for feedback in records(log, Feedback, "feedback")] == ["other"]
 
 
-def test_a_broken_record_is_a_dead_letter_and_ends_its_request_where_that_can_be_read(log: Log) -> None:
+def break_prices(scored: dict[str, Any]) -> None:
+    scored["reference_logprobs"] = "lost"
+
+
+def break_tokens(scored: dict[str, Any]) -> None:
+    scored["group"]["candidates"][0]["tokens"] = ["lost"]
+
+
+@pytest.mark.parametrize("damage", [break_prices, break_tokens])
+def test_a_broken_record_is_a_dead_letter_and_ends_its_request_where_that_can_be_read(
+    log: Log, damage: Callable[[dict[str, Any]], None]
+) -> None:
     broken = msgspec.msgpack.decode(encode(make_scored(number=3)))
-    broken["reference_logprobs"] = "lost"
+    damage(broken)
     log.append([Output("scored", b"k", b"junk"), Output("scored", b"k", msgspec.msgpack.encode(broken))])
     run(log)
     assert len(records(log, DeadLetter, "dead-letter")) == 2

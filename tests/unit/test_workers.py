@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from concurrent.futures import CancelledError, wait
+from queue import SimpleQueue
 
 import pytest
 
@@ -47,6 +48,48 @@ def test_closing_a_loop_cancels_what_still_runs_in_it() -> None:
     loop.close()
     with pytest.raises(CancelledError):
         future.result(WAIT_S)
+
+
+def test_a_loop_runs_all_that_is_begun_whoever_begins_it() -> None:
+    loop, ran = LoopThread(name="test"), SimpleQueue[int]()
+
+    async def run(number: int) -> None:
+        ran.put(number)
+
+    def begin(first: int) -> None:
+        for number in range(first, 1000, 4):
+            loop.begin(run(number))
+
+    threads = [threading.Thread(target=begin, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    assert sorted(ran.get(timeout=WAIT_S) for _ in range(1000)) == list(range(1000))
+    loop.close()
+
+
+def test_closing_a_loop_cancels_what_was_begun() -> None:
+    loop, told = LoopThread(name="test"), SimpleQueue[str]()
+    busy, release = threading.Event(), threading.Event()
+
+    async def block() -> None:
+        busy.set()
+        release.wait(WAIT_S)
+
+    async def wait_for_ever() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            told.put("cancelled")
+
+    loop.begin(wait_for_ever())
+    loop.begin(block())
+    assert busy.wait(WAIT_S)
+    loop.begin(block())
+    closing = threading.Thread(target=loop.close)
+    closing.start()
+    release.set()
+    closing.join()
+    assert told.get(timeout=WAIT_S) == "cancelled"
 
 
 def test_what_comes_while_a_batch_runs_shares_the_next_one() -> None:
