@@ -5,20 +5,11 @@ never looks at. On the wire there is no difference.
 """
 
 from functools import cached_property
-from typing import TypeVar
 
 import msgspec
 
-from streaming.errors import RecordError
-from streaming.records import FinishReason, Group, Record, ScoredGroup, Span, Version, decode, total_logprob
-
-Number = TypeVar("Number", int, float)
-
-_FEW = range(0x90, 0xA0)
-"""First bytes of a msgpack array of up to 15 items: the low half is their number."""
-
-_LENGTH_BYTES = {0xDC: 2, 0xDD: 4}
-"""First byte of a longer one -> how many bytes of length follow."""
+from streaming.arrays import length, total_logprob, unpack
+from streaming.records import FinishReason, Group, Record, ScoredGroup, Span, Version, decode
 
 
 class PackedCandidate(Record, frozen=True, kw_only=True, dict=True):
@@ -33,11 +24,11 @@ class PackedCandidate(Record, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def tokens(self) -> list[int]:
-        return _numbers(self.packed_tokens, int)
+        return unpack(self.packed_tokens, int)
 
     @property
     def logprobs(self) -> list[float]:
-        return _numbers(self.packed_logprobs, float)
+        return unpack(self.packed_logprobs, float)
 
     @property
     def version(self) -> Version | None:
@@ -49,12 +40,7 @@ class PackedCandidate(Record, frozen=True, kw_only=True, dict=True):
 
     @property
     def num_tokens(self) -> int:
-        packed = memoryview(self.packed_tokens)
-        if packed[0] in _FEW:
-            return packed[0] - _FEW.start
-        if packed[0] not in _LENGTH_BYTES:
-            raise _not_numbers("what it begins with is no array", int)
-        return int.from_bytes(packed[1 : 1 + _LENGTH_BYTES[packed[0]]], "big")
+        return length(self.packed_tokens)
 
 
 class PackedGroup(Group, frozen=True, kw_only=True):
@@ -75,18 +61,3 @@ def decode_group(value: bytes, *, where: str) -> PackedGroup:
     for candidate in group.candidates:
         _ = candidate.tokens, candidate.logprob
     return group
-
-
-def _numbers(packed: msgspec.Raw, kind: type[Number]) -> list[Number]:
-    try:
-        return msgspec.msgpack.decode(packed, type=list[kind])  # type: ignore[valid-type]
-    except msgspec.DecodeError as cause:
-        raise _not_numbers(str(cause), kind) from cause
-
-
-def _not_numbers(what: str, kind: type) -> RecordError:
-    return RecordError(
-        f"not an array of {kind.__name__}: {what}",
-        where="a candidate's tokens or logprobs",
-        do="The bytes go to the dead-letter topic.",
-    )

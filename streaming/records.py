@@ -7,10 +7,11 @@ the truth and text is for people; a missing value is None with a reason beside i
 `wire.py` makes bytes of them.
 """
 
-import math
 from typing import Any, Literal
 
 import msgspec
+
+from streaming.arrays import pack, total_logprob
 
 # What each file needs beside the records comes from here too.
 from streaming.wire import SCHEMA as SCHEMA
@@ -19,7 +20,7 @@ from streaming.wire import R as R
 from streaming.wire import Record as Record
 from streaming.wire import decode as decode
 from streaming.wire import encode as encode
-from streaming.wire import hashed, pack
+from streaming.wire import hashed
 from streaming.wire import stable_id as stable_id
 
 Purpose = Literal["train", "eval"]
@@ -136,12 +137,6 @@ class Candidate(Record, frozen=True, kw_only=True):
     def packed_tokens(self) -> bytes:
         """`tokens` on the wire."""
         return pack(self.tokens)
-
-
-def total_logprob(logprobs: list[float], num_tokens: int) -> float | None:
-    """Their sum, where every token has one and it is finite."""
-    total = sum(logprobs)  # not fsum: six times as slow, for digits below those of any model
-    return total if len(logprobs) == num_tokens and math.isfinite(total) else None
 
 
 class Group(Record, frozen=True, kw_only=True):

@@ -1,7 +1,6 @@
 """How records become bytes and come back. What the records are stands in `records.py`."""
 
 import hashlib
-from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -58,11 +57,6 @@ def stable_id(*parts: object) -> str:
 def hashed(*parts: bytes) -> str:
     """16 hex digits of these bytes, one after the other."""
     return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
-
-
-def pack(numbers: Sequence[int]) -> bytes:
-    """Numbers as they lie within a record: the same ones give the same bytes, and no other array begins with them."""
-    return _ENCODER.encode(numbers)
 
 
 def encode_reference(reference: Reference) -> bytes:
