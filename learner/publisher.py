@@ -121,7 +121,11 @@ class Publisher:
             # Asked before each one: who stood still since the look would remove what was leased meanwhile.
             self._claim.refuse_to_be_second()
             # An older epoch that is not dead yet may still be writing into its own: what stays now goes with the next.
-            shutil.rmtree(there[version], ignore_errors=version.epoch < self._claim.epoch)
+            try:
+                shutil.rmtree(there[version], ignore_errors=version.epoch < self._claim.epoch)
+            except FileNotFoundError:
+                self._claim.refuse_to_be_second()  # an heir removes what an older epoch keeps
+                raise
         if self._remote is not None:
             self._prune_remote(self._remote, leases)
         return gone

@@ -1,4 +1,5 @@
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from learner.claim import Claim, newest_version
 from learner.policy import load_model
 from learner.publisher import Publisher, snapshot
 from streaming import topics
-from streaming.errors import NotReadyError
+from streaming.errors import NotReadyError, SupersededError
 from streaming.kept import LIVE_S, leased, prunable
 from streaming.log import open_log
 from streaming.log.protocol import Output
@@ -199,3 +200,30 @@ def test_a_version_that_could_not_be_uploaded_is_not_announced(tmp_path, log, so
     with pytest.raises(NotReadyError, match="cannot write it"):
         publish(publisher(tmp_path, log, source, remote=remote), model, Version(1, 0))
     assert announced(log) == {}
+
+
+class OvertakenClaim(Claim):
+    """Whose heir takes over just behind the next look, where `overtake` says how."""
+
+    overtake = None
+
+    def refuse_to_be_second(self):
+        super().refuse_to_be_second()
+        if self.overtake is not None:
+            overtake, self.overtake = self.overtake, None
+            overtake()
+
+
+def test_a_learner_whose_heir_removes_the_same_version_says_that_it_was_overtaken(tmp_path, log, source, model):
+    """It used to fail of the missing file."""
+    claim = OvertakenClaim(tmp_path / "checkpoints", log, "policy")
+    one = publisher(tmp_path, log, source, keep=1, claim=claim)
+    publish(one, model, Version(1, 0), Version(1, 1))
+
+    def overtake():
+        Claim(tmp_path / "checkpoints", log, "policy")
+        shutil.rmtree(tmp_path / "weights" / "1.0")
+
+    claim.overtake = overtake
+    with pytest.raises(SupersededError, match="epoch 2 of this policy is running, this is epoch 1"):
+        one.prune(now_s=time.time())
