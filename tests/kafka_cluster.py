@@ -265,7 +265,9 @@ class Cluster:
             for name, password in self.users.items()
             for part in ("--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]")
         ]
-        self.tool("kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(self._properties(i)), *users)
+        self.tool(
+            "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(self._properties(i)), *users
+        )
 
     def _launch(self, i: int) -> None:
         command = [java() or "java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", _jars()]

@@ -217,8 +217,7 @@ class OvertakenClaim(Claim):
 def test_a_learner_whose_heir_removes_the_same_version_says_that_it_was_overtaken(tmp_path, log, source, model):
     """It used to fail of the missing file."""
     claim = OvertakenClaim(tmp_path / "checkpoints", log, "policy")
-    one = publisher(tmp_path, log, source, keep=1, claim=claim)
-    publish(one, model, Version(1, 0), Version(1, 1))
+    publish(publisher(tmp_path, log, source, claim=claim), model, Version(1, 0), Version(1, 1))
 
     def overtake():
         Claim(tmp_path / "checkpoints", log, "policy")
@@ -226,4 +225,4 @@ def test_a_learner_whose_heir_removes_the_same_version_says_that_it_was_overtake
 
     claim.overtake = overtake
     with pytest.raises(SupersededError, match="epoch 2 of this policy is running, this is epoch 1"):
-        one.prune(now_s=time.time())
+        publisher(tmp_path, log, source, keep=1, claim=claim).prune(now_s=time.time())
