@@ -13,6 +13,10 @@ from streaming.log.protocol import Log
 from tests.kafka_cluster import Address, Cluster, Security, why_not
 from tests.s3_server import S3Server, served_here
 
+# Tests download nothing: without a network, a name that is no directory would be looked for on the hub for half a
+# minute. Set before anything imports huggingface_hub, which reads it then.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 # The same examples on every machine, however slow it is at the moment.
 settings.register_profile("ours", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")
