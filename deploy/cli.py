@@ -178,7 +178,7 @@ def tail(
     with _opened(run) as (settings, log):
         found = inspect_log.find_topic(topic, *(policy.name for policy in settings.every_policy))
         ends = log.end_offsets(found.name)
-        for entry in inspect_log.newest_entries(log, found.name, ends, num):
+        for entry in inspect_log.newest_entries(log, ends, num):
             print(inspect_log.line(entry, found.record, fields=field or ()), flush=follow)
         if follow:
             stop = threading.Event()

@@ -9,7 +9,7 @@ import msgspec
 
 from streaming import topics
 from streaming.errors import ConfigError, RecordError
-from streaming.history import between
+from streaming.history import before
 from streaming.log.protocol import Entry, Log, Offsets
 from streaming.records import Record, decode
 from streaming.topics import Topic
@@ -32,11 +32,9 @@ def find_topic(name: str, *policies: str) -> Topic:
     return every[name]
 
 
-def newest_entries(log: Log, topic: str, ends: Offsets, count: int) -> list[Entry]:
-    """The last `count` entries of a topic before `ends`, by time."""
-    begins = log.begin_offsets(topic)
-    starts = {place: max(begins[place], end - count) for place, end in ends.items()}
-    found = sorted(between(log, starts, ends), key=lambda entry: (entry.time_s, entry.partition, entry.offset))
+def newest_entries(log: Log, ends: Offsets, count: int) -> list[Entry]:
+    """The last `count` entries before `ends`, by time."""
+    found = sorted(before(log, ends, count), key=lambda entry: (entry.time_s, entry.partition, entry.offset))
     return found[-count:] if count else []
 
 

@@ -176,7 +176,7 @@ def _scored_groups(log: Log, limit: int | None) -> Iterator[ScoredGroup]:
     """Each request's first scored group: a second one is a duplicate to the selector."""
     topic = topics.SCORED.name
     found: Iterable[Entry] = (
-        entries(log, topic) if limit is None else newest_entries(log, topic, log.end_offsets(topic), limit)
+        entries(log, topic) if limit is None else newest_entries(log, log.end_offsets(topic), limit)
     )
     seen: set[bytes] = set()
     for entry in found:

@@ -20,7 +20,7 @@ def test_what_is_appended_between_the_newest_entries_and_the_following_is_shown_
     ask(log, 0, 1)
     ends = log.end_offsets(topics.PROMPTS.name)
     ask(log, 2)
-    shown = newest_entries(log, topics.PROMPTS.name, ends, 1)
+    shown = newest_entries(log, ends, 1)
     following = follow(log, ends, Event())
     numbers = [decode(PromptRequest, entry.value).number for entry in [*shown, next(following)]]
     following.close()
@@ -29,4 +29,4 @@ def test_what_is_appended_between_the_newest_entries_and_the_following_is_shown_
 
 def test_none_of_the_newest_entries_are_shown_where_none_are_asked_for(log):
     ask(log, 0)
-    assert newest_entries(log, topics.PROMPTS.name, log.end_offsets(topics.PROMPTS.name), 0) == []
+    assert newest_entries(log, log.end_offsets(topics.PROMPTS.name), 0) == []
