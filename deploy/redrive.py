@@ -25,7 +25,7 @@ from deploy.lookup import at
 from streaming import topics
 from streaming.errors import ConfigError, RecordError
 from streaming.history import entries
-from streaming.log.by_reference import missing_blob
+from streaming.log.by_reference import inlined, missing_blob
 from streaming.log.protocol import Entry, Log, Output, Partition
 from streaming.records import (
     FINAL_ENDINGS,
@@ -122,7 +122,7 @@ def plan(log: Log, policies: Sequence[str], wanted: Wanted) -> list[Planned]:
 
 
 def carry_out(log: Log, planned: Iterable[Planned]) -> int:
-    """Send every letter that is to go; how many went. One that retention has taken meanwhile does not."""
+    """Send every letter that is to go; how many went. One that is gone meanwhile, or whose bytes are, does not."""
     going = [one for one in planned if one.left is None]
     num_sent = 0
     for first in range(0, len(going), _CHUNK):
@@ -274,8 +274,7 @@ def _asked(letter: DeadLetter) -> _Asked | None:
 
 def _send(log: Log, going: Sequence[Planned]) -> int:
     """Reopen, send, mark: each durable before the next, so that a crash never marks what did not go."""
-    found = [(one, letter) for one in going if (letter := _letter_at(log, one.place)) is not None]
-    letters = [(one, letter) for one, letter in found if missing_blob(log, letter.value) is None]
+    letters = [(one, letter) for one in going if (letter := _letter_at(log, one.place)) is not None]
     log.append([output for one, _ in letters for output in one.reopened])
     sent = [Output(letter.source.topic, letter.key, letter.value) for _, letter in letters]
     places = log.append(sent)
@@ -291,8 +290,15 @@ def _marks(letters: Sequence[DeadLetter], places: Sequence[tuple[int, int]]) -> 
 
 
 def _letter_at(log: Log, place: Source) -> DeadLetter | None:
+    """The letter with its bytes; None where it is gone, or they are, which lay beside the log."""
     entry = at(log, place)
-    return None if entry is None else decode(DeadLetter, entry.value, where=entry.where)
+    if entry is None:
+        return None
+    letter = decode(DeadLetter, entry.value, where=entry.where)
+    try:
+        return msgspec.structs.replace(letter, value=inlined(log, letter.value))
+    except RecordError:
+        return None
 
 
 def _source(entry: Entry) -> Source:

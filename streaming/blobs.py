@@ -12,11 +12,13 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from streaming.errors import LogError, RecordError
 from streaming.remote import RemoteFolder
 from streaming.weights import PARTIAL, sync_directory, write_durably
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[0-9a-f]{64}")
 """What a reference may name: nothing outside the blobs' own folders."""
@@ -96,21 +98,20 @@ class BlobStore:
         Raises RecordError where the blob is gone or damaged, which no further try mends, and LogError where the
         store does not answer: then nothing is known about the blob.
         """
-        if not _NAME.fullmatch(name):
-            raise _unreadable(f"{name!r} is not the name of a blob", self._folder.url)
-        path = self._path(name)
-        try:
-            size = self._folder.attempt("look at", name, lambda: self._folder.fs.info(path)["size"])
-            if size != num_bytes:
-                raise _unreadable(f"the blob has {size} bytes, its reference says {num_bytes}", path)
-            value: bytes = self._folder.attempt("read", name, lambda: self._folder.fs.cat_file(path))
-        except FileNotFoundError as cause:
-            self._check_mark()
-            raise _unreadable("the blob is missing", path) from cause
+        self.check(name, num_bytes)
+        value = self._asked("read", name, lambda path: bytes(self._folder.fs.cat_file(path)))
         if hashlib.sha256(value).hexdigest() != name.split("/")[1]:
-            raise _unreadable("the blob's content does not match its sha256", path)
+            raise _unreadable("the blob's content does not match its sha256", self._path(name))
         self.count("read")
         return value
+
+    def check(self, name: str, num_bytes: int) -> None:
+        """Raises as `read` does, but looks at no content: whether the blob is there, and its size."""
+        if not _NAME.fullmatch(name):
+            raise _unreadable(f"{name!r} is not the name of a blob", self._folder.url)
+        size = self._asked("look at", name, lambda path: int(self._folder.fs.info(path)["size"]))
+        if size != num_bytes:
+            raise _unreadable(f"the blob has {size} bytes, its reference says {num_bytes}", self._path(name))
 
     def blobs(self, folder: str) -> list[Blob]:
         """What lies in a folder, files that a killed writer left half included."""
@@ -155,6 +156,15 @@ class BlobStore:
             self._folder.attempt("remove", name, lambda: self._folder.fs.rm_file(self._path(name)))
         except FileNotFoundError:  # another process was quicker
             return
+
+    def _asked(self, verb: str, name: str, work: Callable[[str], T]) -> T:
+        """What the store says of a blob's file; RecordError where it has none."""
+        path = self._path(name)
+        try:
+            return self._folder.attempt(verb, name, lambda: work(path))
+        except FileNotFoundError as cause:
+            self._check_mark()
+            raise _unreadable("the blob is missing", path) from cause
 
     def _path(self, name: str) -> str:
         return self._folder.path(name)

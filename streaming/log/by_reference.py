@@ -40,14 +40,27 @@ def unfetched(log: Log) -> Log:
 
 
 def missing_blob(log: Log, value: bytes) -> str | None:
-    """Why these bytes could not be appended: the blob that they name is gone or damaged. None for all others."""
+    """Why these bytes could not be appended: the blob that they name is gone or cut. None for all others.
+
+    It costs no download, so damage that leaves the size as it was shows only in `inlined`.
+    """
     if not isinstance(log, ByReferenceLog):
         return None
     try:
-        log.inline(value)
+        reference = decode_reference(value)
+        if reference is not None:
+            log.blobs.check(reference.location, reference.num_bytes)
     except RecordError as error:
         return f"{error.what} ({error.where})"
     return None
+
+
+def inlined(log: Log, value: bytes) -> bytes:
+    """The value that a reference names, as a dead letter holds one; all other bytes as they are.
+
+    Raises RecordError where the blob is gone or damaged.
+    """
+    return log.inline(value) if isinstance(log, ByReferenceLog) else value
 
 
 def _counter(metrics: Metrics | None) -> Callable[[str], None]:

@@ -477,9 +477,14 @@ def test_a_dead_letter_of_a_lost_blob_comes_back_once_the_blob_is_restored(rig: 
     assert planned.left is not None and "the blob is missing" in planned.left
     assert carry_out(log, [planned._replace(left=None)]) == 0
     assert len(values(log, "feedback")) == len(values(log)) == 1
-    away.rename(lost)
+    content = away.read_bytes()
+    lost.write_bytes(content[::-1])  # of the right size: only who reads it sees the damage
+    assert carry_out(log, plan(log, ["policy"], Wanted())) == 0
+    lost.write_bytes(content)
+    rig.counted.clear()
     [planned] = plan(log, ["policy"], Wanted())
     assert carry_out(log, [planned]) == 1
+    assert rig.counted.count("read") == 1  # and not to plan it, nor again to append it
     with scoring(log, Metrics("scorer")):
         until(log, "scored", 1)
     assert [scored.group for scored in records(log, ScoredGroup, "scored")] == [group]
