@@ -20,13 +20,14 @@ from actors.keeper import EngineKeeper, MakeEngine
 from actors.reading import GROUP, PromptReader, WeightsReader
 from actors.update import Weights, announced
 from streaming import topics
-from streaming.endings import FORGOTTEN
+from streaming.endings import FORGOTTEN, end
 from streaming.errors import EngineError, RecordError, TooLargeError
 from streaming.fencing import AWAY_S
 from streaming.heartbeat import Heartbeat
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
-from streaming.records import DeadLetter, Ending, Feedback, Group, PromptRequest, Source, Version, decode, encode
+from streaming.records import Ending, Group, PromptRequest, Source, Version, decode, encode
+from streaming.stage import dead_letter
 
 STAGE = "generator"
 
@@ -246,24 +247,16 @@ class Generator:
     def _outputs(self, answer: _Answer) -> list[Output]:
         if answer.group is not None:
             return [Output(topics.CANDIDATES.name, answer.group.group_id.encode(), encode(answer.group))]
-        entry, request, now = answer.entry, answer.request, time.time()
+        request = answer.request
         if request is not None and answer.reason == FORGOTTEN:
-            return [self._ending(request, "dropped", answer.reason, now)]
-        letter = DeadLetter(
-            stage=STAGE, source=Source(topic=entry.topic, partition=entry.partition, offset=entry.offset),
-            key=entry.key, value=entry.value, reason=answer.reason, attempts=1, time_s=now,
-        )  # fmt: skip
-        outputs = [Output(topics.DEAD_LETTER.name, entry.key, encode(letter))]
+            return [self._ending(request, "dropped", answer.reason)]
+        outputs = [dead_letter(answer.entry, answer.reason, STAGE)]
         if request is not None:
-            outputs.append(self._ending(request, "dead_lettered", answer.reason, now))
+            outputs.append(self._ending(request, "dead_lettered", answer.reason))
         return outputs
 
-    def _ending(self, request: PromptRequest, ending: Ending, reason: str, now_s: float) -> Output:
-        feedback = Feedback(
-            request_number=request.number, group_id=request.group_id, prompt_id=request.prompt_id,
-            policy=self._policy, ending=ending, stage=STAGE, reason=reason,
-            round=request.round, round_size=request.round_size, time_s=now_s,
-        )  # fmt: skip
+    def _ending(self, request: PromptRequest, ending: Ending, reason: str) -> Output:
+        feedback = end(request, ending, policy=self._policy, stage=STAGE, reason=reason, time_s=time.time())
         return Output(topics.FEEDBACK.name, request.group_id.encode(), encode(feedback))
 
     async def _follow(self, weights: WeightsReader, tasks: asyncio.TaskGroup) -> None:

@@ -1,4 +1,4 @@
-"""The feedback that ends a request, as the scorer and the selector write it."""
+"""The feedback that ends a request, as the generator, the scorer and the selector write it."""
 
 from typing import Any
 
