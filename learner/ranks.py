@@ -108,4 +108,10 @@ def connect(world_size: int, environment: Mapping[str, str] = os.environ) -> Ran
     if world_size > 1:
         address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
         store = dist.TCPStore(address, port, world_size, is_master=rank == 0, timeout=PATIENCE)
-    return Ranks(rank, world_size, store, local_rank=int(environment.get("LOCAL_RANK", rank)))
+    return Ranks(rank, world_size, store, local_rank=local_rank(environment, torch.cuda.device_count()))
+
+
+def local_rank(environment: Mapping[str, str], num_devices: int) -> int:
+    """Which of the devices that it sees is this process's: LOCAL_RANK, or by RANK over nodes with as many each."""
+    rank = int(environment.get("RANK", "0"))
+    return int(environment.get("LOCAL_RANK", rank % max(1, num_devices)))

@@ -1,6 +1,6 @@
 import pytest
 
-from learner.ranks import connect
+from learner.ranks import connect, local_rank
 from streaming.errors import NotReadyError
 
 
@@ -24,3 +24,17 @@ def test_a_rank_alone_needs_no_environment_and_talks_to_itself():
         assert ranks.gather(b"mine") == [b"mine"]
         assert ranks.total([1.0, 2.0]) == [1.0, 2.0]
         ranks.barrier()
+
+
+@pytest.mark.parametrize(
+    ("environment", "num_devices", "device"),
+    [
+        ({}, 8, 0),
+        ({"RANK": "3"}, 8, 3),
+        ({"RANK": "9"}, 8, 1),  # of the second node: it used to take a tenth device
+        ({"RANK": "9", "LOCAL_RANK": "0"}, 1, 0),
+        ({"RANK": "9"}, 0, 0),
+    ],
+)
+def test_a_rank_takes_a_device_of_its_own_node(environment, num_devices, device):
+    assert local_rank(environment, num_devices) == device
