@@ -43,7 +43,7 @@ class EngineKeeper:
         self._fruitless_restarts = 0
 
     async def start(self, weights: Weights) -> None:
-        """Start an engine from these weights. Raises WeightsError, NotReadyError: the caller may try other ones."""
+        """Start an engine from verified weights. Raises WeightsError, NotReadyError: the caller may try other ones."""
         async with self._changing:
             await self._start_from(weights)
 
@@ -137,6 +137,8 @@ class EngineKeeper:
             )
         for weights in candidates:
             try:
+                await self._lease(weights)
+                await verify_weights(weights)
                 return await self._start_from(weights)
             except (WeightsError, NotReadyError) as error:  # the version before is as good a place to go on from
                 self._heartbeat.tell(health="degraded", message=str(error))
@@ -144,8 +146,6 @@ class EngineKeeper:
         raise failure
 
     async def _start_from(self, weights: Weights) -> None:
-        await self._lease(weights)
-        await verify_weights(weights)
         engine = await self._make_engine(weights.directory, weights.version)
         try:
             await self._check_parity(engine, weights)

@@ -157,3 +157,18 @@ def test_a_fresh_engine_that_differs_from_the_learner_ends_the_run(log: Log, tmp
         run.publish(Version(1, 0), probe=wrong)
         run.until(run.finished.is_set)
     assert script.closed == len(script.started)
+
+
+def test_an_engine_that_died_is_replaced_from_the_newest_version_whose_bytes_are_still_right(
+    log: Log, tmp_path: Path, script: Script
+) -> None:
+    script.deadly = ["1+1="]
+    with running(log, tmp_path, script.make_engine) as run:
+        for version in (Version(1, 0), Version(1, 1)):
+            run.publish(version)
+            run.until(lambda version=version: run.heartbeat.state.version == version)
+        (tmp_path / "1.1" / "model").write_text("torn")
+        run.ask(make_prompt(1))
+        (group,) = run.groups(1)
+    assert group.candidates[0].version == Version(1, 0)
+    assert script.started == [Version(1, 0)] * 2
