@@ -12,7 +12,6 @@ safetensors instead of pickles (their names keep DeepSpeed's ending `.pt`); whoe
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +59,11 @@ class Engine:
         # The shared-memory collective takes 20 s to compile, and its peers spin for ever once a rank was killed.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         os.environ.setdefault("LOCAL_RANK", str(ranks.device.index or 0))
+        settings = _settings(config)
+        if config.effective_zero_stage == 3:
+            _share_out(model, settings, ranks.device)
         self.model, _, _, _ = deepspeed.initialize(
-            model=model, optimizer=self._optimizer, config=_settings(config), dist_init_required=False
+            model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
         )
         self.model.checkpoint_engine = _SafetensorsStorage(getattr(self.model.optimizer, "loss_scaler", None))
         self._is_plain = not self.model.zero_optimization()
@@ -98,12 +100,14 @@ class Engine:
         # Without ZeRO, DeepSpeed clips but does not tell the norm.
         return torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), self._clipping)
 
-    @contextmanager
-    def full_weights(self) -> Iterator[dict[str, Tensor]]:
-        """The model's whole state by parameter name, on rank 0; empty elsewhere. Valid inside the block only."""
-        parameters = list(self.model.module.parameters())
-        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=None, enabled=self._is_partitioned):
-            yield dict(self.model.module.state_dict()) if self._ranks.is_first else {}
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's state, by name; every rank takes all of it, in step. Tied weights come as one tensor.
+
+        Under ZeRO 3 a tensor is whole only until the next one is taken: the model may not fit into one device.
+        """
+        for name, tensor in self.model.module.state_dict(keep_vars=True).items():
+            with deepspeed.zero.GatheredParameters([tensor], modifier_rank=None, enabled=self._is_partitioned):
+                yield name, tensor
 
     @property
     def _is_partitioned(self) -> bool:
@@ -179,6 +183,14 @@ def _parameter_groups(model: Any) -> list[dict[str, Any]]:
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "is_decayed": True},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "is_decayed": False},
     ]
+
+
+def _share_out(model: Any, settings: dict[str, Any], device: torch.device) -> None:
+    """Leave every rank its part of each parameter. `initialize` alone moves the whole model to the device first."""
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+    deepspeed.zero.Init(module=model, config_dict_or_path=settings)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def _settings(config: LearnerConfig) -> dict[str, Any]:

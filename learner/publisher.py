@@ -10,7 +10,7 @@ no live role leases it.
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Publisher:
     def publish(
         self,
         model: Any,
-        weights: dict[str, Tensor],
+        weights: Iterable[tuple[str, Tensor]],
         version: Version,
         *,
         step: int,
@@ -172,16 +172,15 @@ class Publisher:
         _set_dtype(directory / "config.json", str(dtype).removeprefix("torch."))
 
 
-def snapshot(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """A copy of the weights on the CPU, floating ones as `dtype`. Tied weights stay one tensor."""
-    copies: dict[tuple[Any, ...], Tensor] = {}
+def snapshot(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A copy of the weights on the CPU, floating ones as `dtype`. What is one tensor stays one (tied weights)."""
+    copies: dict[Tensor, Tensor] = {}  # a tensor is its own key: where it lies may change between two of them
     taken: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if key not in copies:
+    for name, tensor in weights:
+        if tensor not in copies:
             kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-            copies[key] = tensor.detach().to("cpu", kind, copy=True)
-        taken[name] = copies[key]
+            copies[tensor] = tensor.detach().to("cpu", kind, copy=True)
+        taken[name] = copies[tensor]
     return taken
 
 

@@ -155,8 +155,8 @@ class Trainer:
         publisher.wait()
         with self._together(Publish(tokens)):
             probe = self._probe(tokens)
-            with self._engine.full_weights() as weights:
-                publisher.publish(self._engine.model.module, weights, version, step=step, lineage=lineage, probe=probe)
+            model, weights = self._engine.model.module, self._engine.full_weights()
+            publisher.publish(model, weights, version, step=step, lineage=lineage, probe=probe)
 
     def idle(self) -> None:
         """Rank 0: nothing to do yet; the others see that it lives."""
@@ -179,7 +179,7 @@ class Trainer:
                     self._save(state)
                 case Publish(tokens):
                     self._probe(tokens)
-                    with self._engine.full_weights():
+                    for _ in self._engine.full_weights():
                         pass  # rank 0 writes what all ranks hold together
                 case Idle():
                     pass  # rank 0 waits for pairs

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deploy.tiny_model import save_tiny_model
 from learner.config import LearnerConfig
@@ -27,6 +28,10 @@ def ranks():
         yield ranks
 
 
+def refuse(*arguments, **settings):
+    pytest.fail("the whole model was moved at once")
+
+
 @pytest.fixture
 def start(directory, ranks):
     """Start an engine with these settings; all are closed after the test."""
@@ -38,6 +43,8 @@ def start(directory, ranks):
     def started_with(**settings):
         config = LearnerConfig.model_validate({"num_threads": 1, **settings})
         model = load_model(str(directory), dtype=config.dtype, gradient_checkpointing=False, trust_remote_code=False)
+        if config.zero_stage == 3:
+            model.to = refuse  # on an instance it hides the method
         started.append(Engine(model, config, ranks))
         return started[-1]
 
@@ -53,8 +60,7 @@ def take_step(engine, *tokens):
 
 
 def weights(engine):
-    with engine.full_weights() as found:
-        return {name: tensor.float().clone() for name, tensor in found.items()}
+    return {name: tensor.detach().float().clone() for name, tensor in engine.full_weights()}
 
 
 def typical_move(engine, *tokens):
@@ -85,3 +91,22 @@ def test_a_resume_takes_the_optimizer_that_the_settings_name(start, tmp_path, ze
     second = start(zero_stage=zero_stage, optimizer=resumed)
     second.load(tmp_path)
     assert typical_move(second, 9, 10, 11, 12) == pytest.approx(moves, abs=0.01)
+
+
+def whole(engine):
+    """Parameters that are not shared out at this moment."""
+    return [name for name, parameter in engine.model.module.named_parameters() if parameter.numel()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_in_zero_3_no_rank_ever_needs_memory_for_the_whole_model(start, directory, dtype):
+    """The whole model used to be moved to the device at the start, and gathered there for every version."""
+    engine = start(zero_stage=3, dtype=dtype)
+    assert whole(engine) == []
+    published = {}
+    for name, tensor in engine.full_weights():
+        assert whole(engine) == [name]
+        published[name] = tensor.detach().clone()
+    assert whole(engine) == []
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        torch.testing.assert_close(published[name], tensor.to(published[name].dtype), rtol=0, atol=0)

@@ -249,7 +249,7 @@ class FiberTrainer:
             logprobs = [-1.0] * len(tokens.response)
             probe = Probe(prompt_tokens=tokens.prompt, response_tokens=tokens.response, logprobs=logprobs)
         model = Model(list(self.parameters))
-        publisher.publish(model, {}, version, step=step, lineage=lineage, probe=probe)
+        publisher.publish(model, [], version, step=step, lineage=lineage, probe=probe)
 
     def idle(self) -> None:
         self._process.pass_by("idle")
