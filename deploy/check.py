@@ -21,7 +21,7 @@ from actors.prompts import Prompt, check_chat_template, read_eval_prompts, read_
 from deploy.check_log import Check, check_log, log_checks
 from deploy.check_model import check_model, check_model_files, check_reward_model, load_model_config, load_tokenizer
 from deploy.check_policies import check_policy, check_reference
-from deploy.config import Policy, RunConfig
+from deploy.config import Policy, RunConfig, run_directory
 from deploy.remote import check_stores
 from deploy.trial import try_reward
 from streaming.errors import NotReadyError, StreamDPOError
@@ -170,7 +170,7 @@ def _reward_check(config: RunConfig, index: int, prompts: list[Prompt]) -> Calla
 
 def check_disk(config: RunConfig) -> str:
     """Room for every policy's versions and checkpoints that stay at once, as far as the models' sizes are known."""
-    directory = Path(config.directory or "")
+    directory = run_directory(config)
     free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free
     sizes = {policy.model: _weights_bytes(policy.model) for policy in config.every_policy}
     unknown = ", ".join(model for model, size in sizes.items() if not size)

@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from deploy.config import RunConfig
+from deploy.config import RunConfig, run_directory
 from streaming.errors import ConfigError, NotReadyError
 from streaming.topics import all_topics
 
@@ -38,7 +37,7 @@ def log_checks(config: RunConfig, *, create_topics: bool = False, role: str | No
 
 def _place(config: RunConfig) -> str:
     """The run's directory can be made and written; the log is of a kind that is there."""
-    directory = Path(config.directory or "")
+    directory = run_directory(config)
     nearest = next(path for path in (directory, *directory.parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise NotReadyError(

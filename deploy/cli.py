@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deploy.config import RunConfig, json_schema, load_config, load_run
+from deploy.config import RunConfig, json_schema, load_config, load_run, run_directory
 from streaming.errors import ConfigError, StreamDPOError
 from streaming.log.protocol import Log
 
@@ -53,7 +53,7 @@ def run(config: Config, set_: Set = None) -> None:
     preflight(settings)
     with opened_view() as view:
         outcome = launch(settings, view)
-    directory = Path(settings.directory or "")
+    directory = run_directory(settings)
     print(f"{settings.name}: {outcome.reason} after {outcome.elapsed_s:.0f} s")
     if outcome.best is not None:
         print(f"best version {outcome.best.version}: held-out reward {outcome.best.mean:.3f} ({directory / 'best'})")
@@ -81,7 +81,7 @@ def forget(
     from deploy.forget import told
 
     with _opened(run) as (settings, log):
-        print(told(begin(settings, prompt_id, log, Path(settings.directory or ""))))
+        print(told(begin(settings, prompt_id, log, run_directory(settings))))
 
 
 @app.command()
@@ -321,7 +321,7 @@ def replay(
     with _opened(config, set_ or []) as (settings, log):
         name = _policy(settings, policy)
         tried = next(one for one in settings.every_policy if one.name == name)
-        found = replay_groups(log, settings, tried, load_run(Path(settings.directory or "")), from_, limit)
+        found = replay_groups(log, settings, tried, load_run(run_directory(settings)), from_, limit)
     if as_json:
         print(json.dumps(replay_page.as_json(found), indent=2))
     else:
@@ -355,7 +355,6 @@ def _some(numbers: Sequence[int]) -> str:
 def report(run: Run) -> None:
     """Write one self-contained HTML page about a run, in progress or over."""
     from deploy.report import write_report
-    from deploy.roles import run_directory
 
     print(write_report(run_directory(load_run(run))))
 
@@ -369,7 +368,7 @@ def schema() -> None:
 @contextmanager
 def _opened(run: Path, overrides: Sequence[str] = ()) -> Iterator[tuple[RunConfig, Log]]:
     """A run's settings and its log. Raises ConfigError where nothing has run there yet."""
-    from deploy.roles import open_run_log, run_directory
+    from deploy.roles import open_run_log
 
     settings = load_run(run, overrides)
     if not (run_directory(settings) / "config.yaml").exists():

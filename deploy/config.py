@@ -232,6 +232,12 @@ def load_run(place: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return load_config(place, overrides)
 
 
+def run_directory(config: RunConfig) -> Path:
+    """Where a run lies whose settings were loaded."""
+    assert config.directory is not None, "load_config fills it in"
+    return Path(config.directory)
+
+
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the settings as a file that `load_config` reads; whole or not at all, also by several processes at once."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from deploy.config import SAVED, Change, RunConfig, changes, load_run, save_config
+from deploy.config import SAVED, Change, RunConfig, changes, load_run, run_directory, save_config
 from deploy.fleet import Ended, Fleet, connected_ray
 from deploy.live import View
 from deploy.lock import only_launcher
 from deploy.promotion import best_of
-from deploy.roles import log_path, open_run_log, processes, run_directory
+from deploy.roles import log_path, open_run_log, processes
 from deploy.watch import Watch
 from streaming.errors import ConfigError, StreamDPOError
 from streaming.evaluation import Measurement

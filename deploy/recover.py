@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.config import RunConfig
+from deploy.config import RunConfig, run_directory
 from deploy.lock import only_launcher
-from deploy.roles import open_run_log, run_directory
+from deploy.roles import open_run_log
 from learner import checkpoint
 from learner.checkpoint import Checkpoint
 from streaming import topics

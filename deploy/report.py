@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from deploy.config import RunConfig, load_run
+from deploy.config import RunConfig, load_run, run_directory
 from deploy.figures import figures
-from deploy.roles import open_run_log, run_directory
+from deploy.roles import open_run_log
 from deploy.summary import (
     RunSummary,
     add_feedback,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from deploy.check import check_packages
-from deploy.config import Policy, RunConfig
+from deploy.config import Policy, RunConfig, run_directory
 from deploy.server import MetricsServer
 from streaming.errors import ConfigError, NotReadyError, StreamDPOError
 from streaming.heartbeat import Beats, Heartbeat, beats
@@ -74,12 +74,6 @@ class Parts:
     def policy(self) -> Policy:
         """Whose role it is."""
         return policy_of(self.config, self.process)
-
-
-def run_directory(config: RunConfig) -> Path:
-    """Where the run lies."""
-    assert config.directory is not None, "load_config fills it in"
-    return Path(config.directory)
 
 
 def processes(config: RunConfig) -> list[Process]:

@@ -2,12 +2,12 @@
 
 from collections import Counter
 
-from deploy.config import RunConfig
+from deploy.config import RunConfig, run_directory
 from deploy.fleet import Ended
 from deploy.live import Progress, View, eta
 from deploy.promotion import best_of, fetch_and_promote, holds, newest_of, promote, version_directory
 from deploy.remote import remote_weights
-from deploy.roles import log_path, processes, run_directory
+from deploy.roles import log_path, processes
 from deploy.status import Status, read_status
 from streaming import topics
 from streaming.errors import RecordError, StreamDPOError

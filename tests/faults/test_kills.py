@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 import yaml
 
-from deploy.config import RunConfig, load_config
-from deploy.roles import log_path, open_run_log, run_directory
+from deploy.config import RunConfig, load_config, run_directory
+from deploy.roles import log_path, open_run_log
 from deploy.status import Status, read_status
 from deploy.tiny_model import save_tiny_model
 from learner import checkpoint

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.config import RunConfig, changes, json_schema, load_config, load_run, save_config
+from deploy.config import RunConfig, changes, json_schema, load_config, load_run, run_directory, save_config
 from streaming.config import Reload
 from streaming.errors import ConfigError
 
@@ -140,7 +140,7 @@ def test_a_missing_file_is_a_configuration_error(tmp_path):
 def test_saved_settings_load_again_as_they_were(tmp_path):
     (tmp_path / "model").mkdir()
     config = load_config(write(tmp_path / "run.yaml"))
-    run = Path(config.directory or "")
+    run = run_directory(config)
     run.mkdir(parents=True)
     save_config(config, run / "config.yaml")
     assert load_run(run) == config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config import load_config
+from deploy.config import load_config, run_directory
 from deploy.launcher import launch
 from deploy.lock import only_launcher
 from streaming.errors import NotReadyError
@@ -42,7 +42,7 @@ def test_a_run_that_is_running_is_not_started_again_and_keeps_its_settings(tmp_p
     path = tmp_path / "run.yaml"
     path.write_text("{name: one, model: model, prompts: {path: prompts.jsonl}, rewards: [{name: a, function: a:b}]}")
     config = load_config(path)
-    directory = Path(config.directory or "")
+    directory = run_directory(config)
     with only_launcher(directory), pytest.raises(NotReadyError, match="running already"):
         launch(config, view=None)  # type: ignore[arg-type]  # it comes to no view
     assert not (directory / "config.yaml").exists()

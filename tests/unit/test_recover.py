@@ -4,9 +4,9 @@ import pytest
 from msgspec.structs import replace
 
 from actors.pacing import Outstanding
-from deploy.config import RunConfig, load_config
+from deploy.config import RunConfig, load_config, run_directory
 from deploy.recover import recover
-from deploy.roles import open_run_log, run_directory
+from deploy.roles import open_run_log
 from learner import checkpoint
 from learner.claim import Claim
 from learner.pairs import ReaderState

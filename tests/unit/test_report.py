@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.config import RunConfig, load_run, save_config
+from deploy.config import RunConfig, load_run, run_directory, save_config
 from deploy.plots import NUM_BARS, Ink, bars
 from deploy.report import condition, duration, figure, gather, in_order, render, write_report
 from deploy.roles import open_run_log
@@ -95,7 +95,7 @@ def rewarded(reward: float) -> Pair:
 
 
 def test_a_run_that_has_not_begun_gets_a_page_that_says_so(run: RunConfig) -> None:
-    path = write_report(Path(run.directory or ""))
+    path = write_report(run_directory(run))
     text = path.read_text()
     assert path.name == "report.html" and "sums" in text and "not started" in text
     for missing in ("No held-out measurement is complete yet", "No pair has been made yet", "No role has started yet"):
@@ -278,7 +278,7 @@ def test_the_plots_take_their_colours_and_their_font_from_the_page(run: RunConfi
 
 
 def test_a_run_in_progress_gets_a_page_that_grows_and_is_not_disturbed(run: RunConfig, log: Log) -> None:
-    directory = Path(run.directory or "")
+    directory = run_directory(run)
     put(log, make_pair(0))
     first = write_report(directory).read_text()
     with log.subscribe("learner", ["pairs.policy"]) as consumer:

@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
-from deploy.config import RunConfig
+from deploy.config import RunConfig, run_directory
 from deploy.fleet import Ended
 from deploy.live import Progress
-from deploy.roles import Process, run_directory
+from deploy.roles import Process
 from deploy.watch import Watch
 from streaming.errors import ConfigError
 from streaming.log.protocol import Log, Output
