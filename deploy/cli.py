@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deploy.config import RunConfig, json_schema, load_config, load_run, run_directory
+from deploy.config import RunConfig, json_schema, load_config, load_run, load_started, run_directory
 from streaming.errors import ConfigError, StreamDPOError
 from streaming.log.protocol import Log
 
@@ -356,7 +356,7 @@ def report(run: Run) -> None:
     """Write one self-contained HTML page about a run, in progress or over."""
     from deploy.report import write_report
 
-    print(write_report(run_directory(load_run(run))))
+    print(write_report(run_directory(load_started(run))))
 
 
 @app.command()
@@ -370,11 +370,7 @@ def _opened(run: Path, overrides: Sequence[str] = ()) -> Iterator[tuple[RunConfi
     """A run's settings and its log. Raises ConfigError where nothing has run there yet."""
     from deploy.roles import open_run_log
 
-    settings = load_run(run, overrides)
-    if not (run_directory(settings) / "config.yaml").exists():
-        raise ConfigError(
-            "nothing has run there yet", where=str(run_directory(settings)), do="Start it: streamdpo run."
-        )
+    settings = load_started(run, overrides)
     with open_run_log(settings) as log:
         yield settings, log
 

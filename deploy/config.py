@@ -232,6 +232,15 @@ def load_run(place: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return load_config(place, overrides)
 
 
+def load_started(place: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """As `load_run`; raises ConfigError too where nothing has run there yet."""
+    config = load_run(place, overrides)
+    if not (run_directory(config) / SAVED).exists():
+        where = str(run_directory(config))
+        raise ConfigError("nothing has run there yet", where=where, do="Start it: streamdpo run.")
+    return config
+
+
 def run_directory(config: RunConfig) -> Path:
     """Where a run lies whose settings were loaded."""
     assert config.directory is not None, "load_config fills it in"

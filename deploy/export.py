@@ -182,8 +182,8 @@ class _Files:
     """A file per kind of row, under its final name only after `commit`."""
 
     def __init__(self, out: Path) -> None:
-        is_file = out.suffix in SUFFIXES
-        if not is_file and (out.suffix or out.is_file()):
+        is_file = out.suffix in SUFFIXES and not out.is_dir()
+        if not is_file and not out.is_dir() and (out.suffix or out.exists()):
             raise ConfigError(
                 f"is neither a directory nor one of {', '.join(SUFFIXES)}", where=str(out), do="Name another --out."
             )

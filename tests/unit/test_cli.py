@@ -128,8 +128,10 @@ def test_an_unknown_role_exits_with_2(tmp_path, model, capsys):
     assert "It has: generator-0, learner-0, scorer-0, selector-0, scheduler-0" in capsys.readouterr().err
 
 
-def test_a_run_that_never_was_has_no_status(tmp_path, model, capsys):
-    assert execute(["status", str(write_run(tmp_path, model))]) == 2
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_a_run_that_never_was_has_nothing_to_show(tmp_path, model, capsys, command):
+    """A report said that the path of a YAML file was missing, to somebody who had just given one."""
+    assert execute([command, str(write_run(tmp_path, model))]) == 2
     assert "nothing has run there yet" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 

@@ -124,6 +124,13 @@ def test_an_output_of_another_kind_is_refused_before_anything_is_written(log: Lo
         export(log, "policy", tmp_path / "out.csv")
 
 
+def test_a_directory_may_have_a_name_with_a_point(log: Log, tmp_path: Path) -> None:
+    """It was taken for a file of an unknown kind."""
+    record_step(log, made(log, 0, (1.0, 0.0)))
+    (tmp_path / "data.v2").mkdir()
+    assert list(export(log, "policy", tmp_path / "data.v2").files) == [tmp_path / "data.v2" / "dpo.parquet"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
