@@ -85,8 +85,8 @@ def test_its_make_targets_are_there() -> None:
 
 def test_its_commands_are_there() -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    named = set(re.findall(r"(?:\.venv/bin/|`)streamdpo ([a-z]+)", README))
-    assert named >= {"check", "run", "report", "schema"}
+    named = set(re.findall(r"(?:^|^\.venv/bin/|`)streamdpo ([a-z]+)", README, flags=re.MULTILINE))
+    assert named >= {"check", "run", "report", "schema", "status", "trace", "audit", "replay", "export", "redrive"}
     assert named <= commands
 
 
