@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,9 @@ from streaming.log.kafka_acls import ROLES
 from streaming.log.protocol import Log
 from tests.kafka_cluster import Address, Cluster, Security, why_not
 from tests.s3_server import S3Server, served_here
+
+if TYPE_CHECKING:
+    from learner.ranks import Ranks
 
 # Tests download nothing: without a network, a name that is no directory would be looked for on the hub for half a
 # minute. Set before anything imports huggingface_hub, which reads it then.
@@ -27,6 +31,28 @@ def log(tmp_path: Path) -> Iterator[Log]:
     """An empty log of run "test" in a file of its own."""
     with open_log(f"sqlite:///{tmp_path}/log.db", run="test", max_record_bytes=2**20, max_blob_bytes=0) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator["Ranks"]:
+    """The only rank of a learner in this process."""
+    from learner.ranks import connect
+
+    with connect(1, {}) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def deepspeed_ranks() -> Iterator["Ranks"]:
+    """The same for an engine. DeepSpeed forgets it on the way out, so that the next module may have one too."""
+    import deepspeed
+
+    from learner.ranks import connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")  # the engine sets it for DeepSpeed: what trains in later tests is no rank
+        yield connect(1, {})
+        deepspeed.comm.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -20,20 +20,12 @@ def directory(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def ranks():
-    from learner.ranks import connect
-
-    with connect(1, {}) as ranks:
-        yield ranks
-
-
 def refuse(*arguments, **settings):
     pytest.fail("the whole model was moved at once")
 
 
 @pytest.fixture
-def start(directory, ranks):
+def start(directory, deepspeed_ranks):
     """Start an engine with these settings; all are closed after the test."""
     from learner.engine import Engine
     from learner.policy import load_model
@@ -45,7 +37,7 @@ def start(directory, ranks):
         model = load_model(str(directory), dtype=config.dtype, gradient_checkpointing=False, trust_remote_code=False)
         if config.zero_stage == 3:
             model.to = refuse  # on an instance it hides the method
-        started.append(Engine(model, config, ranks))
+        started.append(Engine(model, config, deepspeed_ranks))
         return started[-1]
 
     yield started_with

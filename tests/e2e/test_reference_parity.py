@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deploy.tiny_model import save_tiny_model
 from learner.batch import Example, plan, to_tensors
 from learner.config import LearnerConfig
+from learner.ranks import Ranks
 from streaming import topics
 from streaming.log.protocol import Log
 from streaming.records import Candidate, Group, Version, WeightVersion, decode
@@ -52,17 +53,15 @@ class Learner(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def learner(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
+def learner(model: Path, deepspeed_ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
     from learner.engine import Engine
     from learner.policy import load_model
-    from learner.ranks import connect
     from learner.trainer import Trainer
 
-    with connect(1, {}) as ranks:
-        loaded = load_model(str(model), dtype="float32", gradient_checkpointing=False, trust_remote_code=False)
-        engine = Engine(loaded, CONFIG, ranks)
-        yield Learner(engine.model, Trainer(engine, ranks, CONFIG, tmp_path_factory.mktemp("checkpoints")))
-        engine.close()
+    loaded = load_model(str(model), dtype="float32", gradient_checkpointing=False, trust_remote_code=False)
+    engine = Engine(loaded, CONFIG, deepspeed_ranks)
+    yield Learner(engine.model, Trainer(engine, deepspeed_ranks, CONFIG, tmp_path_factory.mktemp("checkpoints")))
+    engine.close()
 
 
 @pytest.fixture(scope="module")

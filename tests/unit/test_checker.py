@@ -10,7 +10,7 @@ import pytest
 from learner import checkpoint
 from learner.checkpoint import Layout, State
 from learner.pairs import ReaderState
-from learner.ranks import Ranks, connect
+from learner.ranks import Ranks
 from learner.settled import Settled
 from streaming import topics
 from streaming.log import open_log
@@ -84,12 +84,6 @@ class Run:
     def broken(self) -> dict[str, tuple[object, ...]]:
         """What each broken invariant names."""
         return {one.invariant: one.ids for one in self.violations()}
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with connect(1, {}) as ranks:
-        yield ranks
 
 
 @pytest.fixture

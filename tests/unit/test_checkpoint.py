@@ -3,7 +3,6 @@ from msgspec.structs import replace
 
 from learner.checkpoint import MANIFEST, Layout, State, check_layout, newest, newest_epoch, save
 from learner.pairs import ReaderState
-from learner.ranks import connect
 from streaming.errors import ConfigError
 from streaming.records import Version
 from tests.builders import make_feedback
@@ -19,12 +18,6 @@ class FileEngine:
         (directory / "engine").mkdir()
         (directory / "engine" / "state").write_bytes(self.content)
         return [directory / "engine" / "state"]
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    with connect(1, {}) as ranks:
-        yield ranks
 
 
 def make_state(step=1, *, epoch=1, dtype="float32", **fields):

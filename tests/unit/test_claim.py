@@ -2,7 +2,6 @@ import pytest
 
 from learner import checkpoint
 from learner.claim import Claim
-from learner.ranks import connect
 from streaming import topics
 from streaming.errors import SupersededError
 from streaming.fencing import epoch_key
@@ -10,12 +9,6 @@ from streaming.log.protocol import Output
 from streaming.records import Version, encode
 from tests.builders import make_feedback, make_weights
 from tests.unit.test_checkpoint import FileEngine, make_state
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    with connect(1, {}) as ranks:
-        yield ranks
 
 
 @pytest.fixture

@@ -134,16 +134,13 @@ def test_a_directory_may_have_a_name_with_a_point(log: Log, tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
-def test_trl_trains_on_what_was_exported(
-    log: Log, tmp_path: Path, chat: bool, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trl_trains_on_what_was_exported(log: Log, tmp_path: Path, chat: bool, suffix: str) -> None:
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     from deploy.tiny_model import save_tiny_model
 
-    monkeypatch.delenv("LOCAL_RANK", raising=False)  # a learner that ran in this process sets it for DeepSpeed
     for number in range(4):
         record_step(log, made(log, number, (1.0, float(number % 2)), **(CHAT if chat else {})))
     files = export(log, "policy", tmp_path / f"out{suffix}").files
