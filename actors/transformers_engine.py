@@ -134,6 +134,9 @@ class TransformersEngine:
         if self._paused:
             await self.resume()
         await asyncio.to_thread(self._thread.shutdown)
+        self._model = None  # whoever replaces this engine still holds it, while the next one loads
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     async def _run(self) -> None:
         while True:
