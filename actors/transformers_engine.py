@@ -6,6 +6,7 @@ so a response never spans two versions. Shapes: B responses, T tokens, V tokens 
 
 import asyncio
 import secrets
+from bisect import bisect_left
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -239,14 +240,16 @@ class TransformersEngine:
     def _end_of(self, row: list[int], sampling: Sampling) -> tuple[int, bool]:
         """How many of the row's tokens are the response, and whether it stopped by itself."""
         enders = self._eos | set(sampling.stop_token_ids)
-        for length, token in enumerate(row, start=1):
-            if token in enders:
-                return length, True
-            if sampling.stop:
-                text = self._tokenizer.decode(row[:length], skip_special_tokens=True)
-                if any(stop in text for stop in sampling.stop):
-                    return length, True
-        return len(row), False
+        ended = next((length for length, token in enumerate(row, start=1) if token in enders), None)
+        longest = ended or len(row)
+
+        def is_stopped(length: int) -> bool:
+            text = self._tokenizer.decode(row[:length], skip_special_tokens=True)
+            return any(stop in text for stop in sampling.stop)
+
+        if sampling.stop and is_stopped(longest):  # mostly it is not: then one look is enough
+            return bisect_left(range(longest), True, lo=1, key=is_stopped), True
+        return longest, ended is not None
 
 
 class _Recorder(LogitsProcessor):  # type: ignore[misc]
