@@ -34,8 +34,8 @@ STAGE = "generator"
 INITIAL = Version(0, 0)
 """Version of a model that is never updated."""
 
-TICK_S = 0.5
-"""Between two refreshments of the headline figures; a heartbeat takes them along once a second."""
+TICK_S = 1.0
+"""Between two refreshments of the headline figures, which ask the log twice; a heartbeat takes them along as often."""
 
 STOP_POLL_S = 0.05
 """How soon a stop is noticed."""

@@ -32,8 +32,8 @@ from streaming.records import Feedback, Pair, Version, encode
 MAX_NON_FINITE = 3
 """Steps in a row that may not be finite: after so many the weights or the settings are at fault, not the batch."""
 
-_POLL_S = 0.01
-"""Pause between two looks for new pairs: shorter than a step, long enough to cost nothing."""
+_POLL_S = 0.05
+"""Pause between two looks for new pairs: shorter than a step. On Kafka a look asks the brokers where the topic ends."""
 
 _QUIET_S = 1.0
 """How often a waiting learner looks whether the data has ended, and shows its other ranks that it lives."""
