@@ -10,20 +10,19 @@ generator crashed between writing and committing) the first in the log wins here
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from streaming import topics
 from streaming.asking import Answered, Panel
 from streaming.config import ScoringConfig
+from streaming.copies import Copies
 from streaming.endings import end
 from streaming.errors import LeaseLostError, RecordError, TooLargeError
 from streaming.fencing import AWAY_S
 from streaming.frontier import Frontier
 from streaming.heartbeat import Heartbeat
-from streaming.history import between
-from streaming.log.by_reference import unfetched
 from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
 from streaming.metrics import Metrics
 from streaming.packed import decode_group
@@ -31,7 +30,7 @@ from streaming.records import Feedback, Outline, PromptRequest, Record, Source, 
 from streaming.rewards import WeightedSource
 from streaming.scoring import MISSING_EOS, STAGE, Pricing, evaluated, penalty, scored
 from streaming.selection.margins import mean, measured
-from streaming.stage import MAX_SEEN, RESTORED_PER_PARTITION, Reason, dead_letter, dead_places
+from streaming.stage import Reason, dead_letter
 
 GROUP = "scorer"
 
@@ -68,12 +67,13 @@ class _Outline(Outline, frozen=True, kw_only=True):
 class _Shift:
     """One membership in the consumer group. A lost lease ends it, and with it all that was not committed."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, log: Log, consumer: Consumer) -> None:
+        self._log = log
         self.consumer = consumer
+        self.copies = Copies(log, lambda entry: decode(_Outline, entry.value, where=entry.where).request.group_id)
         self.open: set[tuple[int, int]] = set()  # partition and offset of what is under way
         self._frontier = Frontier()
         self._next: dict[Partition, int] = {}
-        self._seen: OrderedDict[str, tuple[int, int]] = OrderedDict()  # group id -> where it was first
         self._committed_s = time.monotonic()
 
     def confirm(self) -> None:
@@ -83,8 +83,12 @@ class _Shift:
 
     def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
         """New entries. What comes again, because a partition was lost and got back, is under way or settled."""
+        entries = self.consumer.read(max_records=max_records, timeout_s=timeout_s)
+        if self.copies.catch_up(entries, self.consumer) and self.open:
+            self._give_up_settled()
         new = []
-        for entry in self.consumer.read(max_records=max_records, timeout_s=timeout_s):
+        for entry in entries:
+            self.copies.passed(entry)
             place = (entry.topic, entry.partition)
             if entry.offset >= self._next.get(place, 0):
                 self._next[place] = entry.offset + 1
@@ -114,16 +118,14 @@ class _Shift:
         held = self.consumer.positions()
         return {place: self._frontier.offsets().get(place, position) for place, position in held.items()}
 
-    def is_duplicate(self, group_id: str, entry: Entry) -> bool:
-        """Whether this request's group was there before, at another place."""
-        first = self._seen.setdefault(group_id, _place(entry))
-        if len(self._seen) > MAX_SEEN:
-            self._seen.popitem(last=False)
-        return first != _place(entry)
-
-    def forget(self, group_id: str) -> None:
-        """This group is a dead letter: if it is sent again, it is to be done."""
-        self._seen.pop(group_id, None)
+    def _give_up_settled(self) -> None:
+        """What is under way, and was another member's in between who has settled it: behind it the group goes on."""
+        topic = topics.CANDIDATES.name
+        ends = self._log.committed(GROUP, [topic])
+        given_up = {(number, offset) for number, offset in self.open if offset < ends[topic, number]}
+        self.open -= given_up
+        for number, offset in given_up:
+            self._frontier.settle((topic, number), offset)
 
 
 class Scorer:
@@ -170,8 +172,7 @@ class Scorer:
 
     def _serve(self, panel: Panel, stop: threading.Event) -> None:
         with self._log.subscribe(GROUP, [topics.CANDIDATES.name]) as consumer:
-            shift = _Shift(consumer)
-            self._remember(shift)
+            shift = _Shift(self._log, consumer)
             while not stop.is_set():
                 finished = self._read(shift, panel)
                 answered = panel.take(_POLL_S) if shift.open else []
@@ -180,17 +181,6 @@ class Scorer:
                     self._write(shift, finished)
                 self._metrics.time.enter("busy" if shift.open else "waiting")
                 self._tell(shift)
-
-    def _remember(self, shift: _Shift) -> None:
-        """Recall the groups just before the committed offsets: one of them may come again, sampled anew."""
-        topic = topics.CANDIDATES.name
-        committed = self._log.committed(GROUP, [topic])
-        begins = self._log.begin_offsets(topic)
-        recent = {place: max(begins[place], end - RESTORED_PER_PARTITION) for place, end in committed.items()}
-        dead = dead_places(self._log)
-        for entry in between(unfetched(self._log), recent, committed):
-            if (entry.topic, entry.partition, entry.offset) not in dead:
-                shift.is_duplicate(entry.key.decode(errors="replace"), entry)
 
     def _read(self, shift: _Shift, panel: Panel) -> list[Finished]:
         """Begin with new groups as far as there is room; returns those that need no asking."""
@@ -205,10 +195,11 @@ class Scorer:
             except RecordError as error:
                 finished.append(self._reject(entry, "record", error))
                 continue
-            if shift.is_duplicate(group.group_id, entry):
+            if group.group_id in shift.copies:
                 self._metrics.count("duplicates_total", topic=entry.topic)
                 finished.append(Finished(entry, []))
                 continue
+            shift.copies.add([group.group_id])
             shift.open.add(_place(entry))
             panel.submit(entry, group)
         return finished
@@ -253,7 +244,7 @@ class Scorer:
         shift.settle([one.entry for one in finished])
         for one in finished:
             if one.feedback is not None and one.feedback.ending == "dead_lettered":
-                shift.forget(one.feedback.group_id)
+                shift.copies.discard(one.feedback.group_id)
         self._num_groups += len(finished)
 
     def _append_alone(self, finished: Finished) -> Finished:

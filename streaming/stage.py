@@ -9,24 +9,19 @@ of the batch goes on.
 
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from streaming import topics
+from streaming.copies import Copies, Identify
 from streaming.errors import LeaseLostError, RecordError, TooLargeError
 from streaming.fencing import AWAY_S
-from streaming.history import between
-from streaming.log.by_reference import unfetched
-from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
+from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
 from streaming.metrics import Metrics
-from streaming.records import DeadLetter, Feedback, Outline, Source, decode, encode
+from streaming.records import DeadLetter, Feedback, Source, encode
 
 Process = Callable[[Entry], Sequence[Output]]
 """What an entry becomes. Raises RecordError where its bytes are no record."""
-
-Identify = Callable[[Entry], str]
-"""The id by which a duplicate is recognised. Raises RecordError where its bytes are no record."""
 
 Reason = Literal["record", "failed", "too_large"]
 """Why an entry is a dead letter: no record, failed at every try, or its outputs are larger than the log takes."""
@@ -42,16 +37,6 @@ _LAG_S = 1.0
 
 _MAX_REASON_CHARS = 4096
 """Of an error's text that a dead letter keeps: the envelope stays small beside the record."""
-
-MAX_SEEN = 65536
-"""Ids remembered: far more than lie between two copies of one record in the log (a few megabytes)."""
-
-RESTORED_PER_PARTITION = 256
-"""Entries before the committed offset whose ids are read back after a restart: more than any writer has in flight."""
-
-
-DEAD_PER_PARTITION = 1024
-"""Newest dead letters that a restarted stage looks through: what died before them lies before the ids restored."""
 
 
 class Retry(NamedTuple):
@@ -74,12 +59,6 @@ class _Result(NamedTuple):
     id: str | None = None
 
 
-class _LetterOutline(Outline, frozen=True, kw_only=True):
-    """Where a dead letter's bytes lay."""
-
-    source: Source
-
-
 class _StopError(Exception):
     """The stage is to stop while it waits to try again. The batch is not committed."""
 
@@ -96,20 +75,6 @@ def dead_letter(entry: Entry, reason: str, stage: str, attempts: int = 1) -> Out
         time_s=time.time(),
     )
     return Output(topics.DEAD_LETTER.name, entry.key, encode(letter))
-
-
-def dead_places(log: Log) -> set[tuple[str, int, int]]:
-    """Topic, partition and offset of what became a dead letter lately: its stage is not done with these bytes if
-    `streamdpo redrive` sends them again."""
-    begins, ends = log.begin_offsets(topics.DEAD_LETTER.name), log.end_offsets(topics.DEAD_LETTER.name)
-    newest = {place: max(begins[place], end - DEAD_PER_PARTITION) for place, end in ends.items()}
-    sources = []
-    for entry in between(unfetched(log), newest, ends):
-        try:
-            sources.append(decode(_LetterOutline, entry.value, where=entry.where).source)
-        except RecordError:
-            continue
-    return {(source.topic, source.partition, source.offset) for source in sources}
 
 
 class Stage:
@@ -140,37 +105,18 @@ class Stage:
         self._name = name
         self._group = group
         self._topics = topics
-        self._identify = identify
+        self._copies = None if identify is None else Copies(log, identify)
         self._explain = explain
         self._retry = retry
         self._max_records = max_records
         self._away_s = away_s
-        self._seen: OrderedDict[str, None] = OrderedDict()
         self._lag_told_s = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop`. Raises what no retry mends: a broken log, an error that is not in `retry`."""
         with self._log.subscribe(self._group, self._topics) as consumer:
-            self.restore()
             while not stop.is_set():
                 self.run_once(consumer, timeout_s=_IDLE_S, wait=stop.wait)
-
-    def restore(self) -> None:
-        """Recall the ids just before the committed offsets: a copy of one of them may still come.
-
-        What became a dead letter is not among them: if it comes again, that is to be done.
-        """
-        if self._identify is None:
-            return
-        ends = self._log.committed(self._group, self._topics)
-        dead = dead_places(self._log)
-        for entry in _entries_before(unfetched(self._log), ends, RESTORED_PER_PARTITION):
-            if (entry.topic, entry.partition, entry.offset) in dead:
-                continue
-            try:
-                self._remember([self._identify(entry)])
-            except RecordError:
-                continue  # it is a dead letter already, and a copy of it becomes another
 
     def run_once(self, consumer: Consumer, *, timeout_s: float, wait: Callable[[float], bool]) -> int:
         """One batch; returns how many entries were consumed. `wait` sleeps before a retry; true means stop."""
@@ -191,6 +137,8 @@ class Stage:
             return
         self._count("records_read_total", [entry.topic for entry in entries])
         began_s = time.monotonic()
+        if self._copies is not None:
+            self._copies.catch_up(entries, consumer)
         ids: set[str] = set()
         results = []
         for entry in entries:
@@ -198,23 +146,39 @@ class Stage:
             if result.id is not None:
                 ids.add(result.id)
             results.append(result)
-        if time.monotonic() - began_s >= self._away_s and not _holds(consumer, entries):
-            self._metrics.count("retries_total", stage=self._name)
-            return
+        if time.monotonic() - began_s >= self._away_s:
+            results = self._still_ours(results, consumer)
         done = self._append(results)
-        self._remember(result.id for result in done if result.id is not None)
+        self._remember(done)
+        self._commit({_place(result.entry): result.entry.offset + 1 for result in done}, consumer)
+
+    def _still_ours(self, results: list[_Result], consumer: Consumer) -> list[_Result]:
+        """Those of the partitions that no other member has taken over.
+
+        It commits where each begins, which is where its group is. What is given up, the new holder does.
+        """
+        begins: dict[Partition, int] = {}
+        for result in results:
+            begins.setdefault(_place(result.entry), result.entry.offset)
+        ours = {place for place, offset in begins.items() if self._commit({place: offset}, consumer)}
+        return [result for result in results if _place(result.entry) in ours]
+
+    def _commit(self, offsets: Offsets, consumer: Consumer) -> bool:
+        """False where a partition was lost: its new holder does its part of the batch again, and readers keep the
+        first copy."""
         try:
-            consumer.commit({(entry.topic, entry.partition): entry.offset + 1 for entry in entries})
+            consumer.commit(offsets)
         except LeaseLostError:
-            # The partition's new holder does its part of the batch again, and readers keep the first copy.
             self._metrics.count("retries_total", stage=self._name)
+            return False
+        return True
 
     def _work(self, entry: Entry, batch_ids: set[str], wait: Callable[[float], bool]) -> _Result:
         """Process one entry; try again what passes, give up what does not."""
         for attempt in range(1, self._retry.max_attempts + 1):
             try:
-                found = self._identify(entry) if self._identify is not None else None
-                if found is not None and (found in self._seen or found in batch_ids):
+                found = None if self._copies is None else self._copies.identify(entry)
+                if self._copies is not None and (found in self._copies or found in batch_ids):
                     self._metrics.count("duplicates_total", topic=entry.topic)
                     return _Result(entry, [])
                 return _Result(entry, list(self._process(entry)), found)
@@ -256,11 +220,12 @@ class Stage:
         self._log.append(outputs)
         self._count("records_written_total", [output.topic for output in outputs])
 
-    def _remember(self, ids: Iterable[str]) -> None:
-        for one in ids:
-            self._seen[one] = None
-        while len(self._seen) > MAX_SEEN:
-            self._seen.popitem(last=False)
+    def _remember(self, done: list[_Result]) -> None:
+        if self._copies is None:
+            return
+        self._copies.add(result.id for result in done if result.id is not None)
+        for result in done:
+            self._copies.passed(result.entry)
 
     def _count(self, name: str, counted: list[str]) -> None:
         for topic in set(counted):
@@ -277,30 +242,5 @@ class Stage:
             self._metrics.set("lag_records", lag, topic=topic)
 
 
-def _entries_before(log: Log, ends: dict[Partition, int], per_partition: int) -> list[Entry]:
-    """The newest entries before each of these offsets."""
-    begins = {
-        place: offset for topic in {topic for topic, _ in ends} for place, offset in log.begin_offsets(topic).items()
-    }
-    found: list[Entry] = []
-    for place, end in ends.items():
-        begin = max(begins[place], end - per_partition)
-        with log.assign({place: begin}) as reader:
-            while reader.positions()[place] < end:
-                entries = reader.read(max_records=end - reader.positions()[place], timeout_s=_IDLE_S)
-                found += entries
-                if not entries:
-                    break
-    return found
-
-
-def _holds(consumer: Consumer, entries: Sequence[Entry]) -> bool:
-    """Whether all these are still the consumer's to do: it commits where they begin, which is where its group is."""
-    begins: dict[Partition, int] = {}
-    for entry in entries:
-        begins.setdefault((entry.topic, entry.partition), entry.offset)
-    try:
-        consumer.commit(begins)
-    except LeaseLostError:
-        return False
-    return True
+def _place(entry: Entry) -> Partition:
+    return entry.topic, entry.partition

@@ -123,7 +123,6 @@ def test_a_selector_takes_a_redriven_group_up_again(log: Log) -> None:
     metrics = Metrics("selector")
     heartbeat = Heartbeat(log, metrics, role="selector", interval_s=3600)
     stage = Selector(log, metrics, heartbeat, config=SelectionConfig(), policy="policy").stage()
-    stage.restore()
     with log.subscribe("selector.policy", ["scored"]) as consumer:
         assert stage.run_once(consumer, timeout_s=0, wait=lambda _: False) == 1
     heartbeat.close()

@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from streaming.config import ScoringConfig
 from streaming.heartbeat import Heartbeat
 from streaming.history import entries
 from streaming.log import open_log
-from streaming.log.protocol import Log, Output
+from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
 from streaming.records import DeadLetter, Feedback, Group, R, ScoredGroup, Version, decode, encode
 from streaming.reference import ReferenceModel
@@ -23,7 +23,7 @@ from streaming.rewards.function import FunctionSource
 from streaming.scorer import Scorer
 from streaming.scoring import Pricing
 from tests.builders import make_group, make_prompt
-from tests.fakes import Crash, CrashingLog
+from tests.fakes import Crash, CrashingConsumer, CrashingLog
 from tests.unit.test_asking import CountingReference
 
 WAIT_S = 60.0
@@ -282,6 +282,54 @@ def test_two_scorers_share_the_work_and_lose_none(log: Log) -> None:
         other.close()
         one.close()
     assert {scored.group.request.number for scored in records(log, ScoredGroup, "scored")} == set(range(40))
+
+
+def test_a_scorer_that_takes_partitions_over_knows_the_groups_that_the_one_before_has_scored(log: Log) -> None:
+    """It used to know what lay before its own start only, and scored the second sampling of the others."""
+    with scoring(log) as one, scoring(log) as other:
+        number = 0
+        for rig in (other, one):  # in this order: both have taken up what they hold by then
+            before = rig.metrics.value("records_read_total", topic="candidates")
+            while rig.metrics.value("records_read_total", topic="candidates") == before:
+                send(log, make_group(number=number))
+                number += 1
+                rig.until("scored", number)
+        other.finish()
+        send(log, *(make_group(["c", "d"], number=again) for again in range(number)))
+        one.finish()
+    assert len(records(log, ScoredGroup, "scored")) == number
+    assert one.metrics.value("duplicates_total", topic="candidates") == number
+
+
+class JumpingConsumer(CrashingConsumer):
+    """A real consumer that reads one entry, and then loses its partition and wins it back: two are settled by then."""
+
+    num_reads = 0
+
+    def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
+        self.num_reads += 1
+        if self.num_reads == 2:
+            places = {place: offset + 1 for place, offset in self.positions().items() if offset}
+            self.commit(places)
+            self.seek(places)
+        return super().read(max_records=1, timeout_s=timeout_s)
+
+
+class JumpingLog(CrashingLog):
+    def subscribe(self, group: str, topics: Sequence[str]) -> JumpingConsumer:
+        return JumpingConsumer(self, self.log.subscribe(group, topics))
+
+
+def test_what_another_scorer_has_settled_in_between_is_given_up(log: Log) -> None:
+    """It used to be scored once more, and the group went back to where it began."""
+    reward = SlowReward()
+    groups = [make_group([text], number=number) for number, text in enumerate(["slow", "settled", "quick"])]
+    log.append([Output("candidates", b"same partition", encode(group)) for group in groups])
+    with scoring(JumpingLog(log), reward) as rig:
+        rig.until("scored", 1)
+        reward.release.set()
+        rig.finish()
+    assert [scored.group.request.number for scored in records(log, ScoredGroup, "scored")] == [2]
 
 
 def test_a_scored_group_that_the_log_does_not_take_ends_its_request(tmp_path: Any) -> None:

@@ -183,7 +183,6 @@ def run(log: Log, *, policy: str = "policy", **settings: Any) -> Metrics:
     selector = Selector(log, metrics, heartbeat, config=SelectionConfig(**settings), policy=policy)
     stage = selector.stage()
     with log.subscribe(f"selector.{policy}", ["scored"]) as consumer:
-        stage.restore()
         while stage.run_once(consumer, timeout_s=0, wait=threading.Event().wait):
             pass
     heartbeat.close()
