@@ -20,7 +20,7 @@ from streaming.metrics import Metrics
 from streaming.records import DeadLetter, Probe, Record, Source, decode, encode
 from streaming.selector import select
 from tests.builders import make_feedback, make_group, make_pair, make_prompt, make_scored, make_weights
-from tests.fakes import Crash
+from tests.fakes import Crash, CrashingLog
 
 SECRET = "7+1="
 """The text of request 7."""
@@ -106,6 +106,14 @@ def test_forgetting_again_deletes_nothing_more_and_is_no_error(config: RunConfig
     forget(config, "p7", filled, tmp_path)
     assert forget(config, "p7", filled, tmp_path).deleted == {}
     assert forgotten(tmp_path) == {"p7"}
+
+
+def test_forgetting_again_is_no_error_either_where_no_record_can_be_overwritten(
+    config: RunConfig, filled: Log, tmp_path: Path
+) -> None:
+    """A log with nothing left of the prompt was taken for one on this machine: a traceback."""
+    forget(config, "p7", filled, tmp_path)
+    assert forget(config, "p7", CrashingLog(filled), tmp_path).deleted == {}
 
 
 def test_a_prompt_that_nobody_knows_is_an_error(config: RunConfig, filled: Log, tmp_path: Path) -> None:
