@@ -8,7 +8,7 @@ measurement; it is repeated at once, a few times.
 
 from dataclasses import dataclass, field
 
-from streaming.evaluation import Measurement, measurements
+from streaming.evaluation import Measurement, measurements, merit
 from streaming.records import Feedback, PromptRequest, Version
 
 MAX_REPEATS = 3
@@ -45,7 +45,7 @@ class Rounds:
 
     def __init__(self) -> None:
         self.best: Measurement | None = None
-        """The highest complete measurement; the earliest of equals."""
+        """The best complete measurement."""
 
         self.newest: Measurement | None = None
         """The complete measurement of the newest round that has one."""
@@ -81,7 +81,7 @@ class Rounds:
             return
         if self.newest is None or measured.round > self.newest.round:
             self.newest = measured
-        if self.best is None or (measured.mean, -measured.round) > (self.best.mean, -self.best.round):
+        if self.best is None or merit(measured) > merit(self.best):
             self.best = measured
 
     def due(self, *, eval_every: int, is_final: bool) -> Version | None:

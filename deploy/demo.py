@@ -12,7 +12,7 @@ import yaml
 
 from deploy.config import RunConfig, load_config
 from deploy.demo_task import NUM_HELDOUT, base_model, write_prompts
-from streaming.evaluation import Measurement
+from streaming.evaluation import Measurement, merit
 
 FOLDER = Path("runs/demo")
 TARGET = 0.95
@@ -98,7 +98,7 @@ def describe(measured: Sequence[Measurement], directory: Path) -> float | None:
         print(f"held-out reward: only {len(measured)} complete measurement")
         return None
     before, after = measured[0], measured[-1]
-    best = max(measured, key=lambda one: one.mean)
+    best = max(measured, key=merit)
     for name, one, place in (
         ("before", before, ""),
         ("after", after, ""),

@@ -16,11 +16,10 @@ from deploy.config import SAVED, Change, RunConfig, changes, load_run, run_direc
 from deploy.fleet import Ended, Fleet, connected_ray
 from deploy.live import View
 from deploy.lock import only_launcher
-from deploy.promotion import best_of
 from deploy.roles import log_path, open_run_log, processes
 from deploy.watch import Watch
 from streaming.errors import ConfigError, StreamDPOError
-from streaming.evaluation import Measurement
+from streaming.evaluation import Measurement, best_of
 from streaming.heartbeat import Beats, beats
 
 POLL_S = 0.2

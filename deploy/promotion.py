@@ -2,13 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from streaming.errors import NotReadyError, WeightsError
-from streaming.evaluation import Measurement
 from streaming.records import Version
 from streaming.remote_weights import RemoteWeights
 from streaming.weights import MANIFEST, Manifest, sync_directory
@@ -17,17 +15,6 @@ from streaming.weights import MANIFEST, Manifest, sync_directory
 def version_directory(run: Path, policy: str, version: Version) -> Path:
     """Where the learner publishes a version."""
     return run / "weights" / policy / str(version)
-
-
-def best_of(measured: Iterable[Measurement]) -> Measurement | None:
-    """The highest complete measurement; the earliest of equals."""
-    complete = [one for one in measured if one.is_complete]
-    return max(complete, key=lambda one: (one.mean, -one.round), default=None)
-
-
-def newest_of(measured: Iterable[Measurement]) -> Measurement | None:
-    """The complete measurement of the newest round that has one."""
-    return max((one for one in measured if one.is_complete), key=lambda one: (one.round, one.version), default=None)
 
 
 def holds(target: Path, version: Version) -> bool:

@@ -3,7 +3,7 @@
     RunSummary(policy) -> add_scored / add_pair / add_feedback / add_weights, in any order -> figures to draw and print
 
 Memory is bounded whatever the length of the run: a line keeps at most `MAX_POINTS` means, a histogram at most
-`MAX_BINS` counts, a held-out round's answers stay until it is complete, and of pairs and versions only the first
+`MAX_BINS` counts, a held-out round's rewards stay until it is complete, and of pairs and versions only the first
 and the last few stay.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
-from streaming.evaluation import Measurement, measurements
+from streaming.evaluation import Key, Measurement, measurement, merit
 from streaming.records import Feedback, Pair, ScoredGroup, Version, WeightVersion
 from streaming.selection.margins import combined
 
@@ -183,11 +183,12 @@ class HeldOut(NamedTuple):
 
 
 class Rounds:
-    """Held-out measurements; a round's answers are kept only until it is complete."""
+    """Held-out measurements; a round's rewards are kept only until it is complete."""
 
     def __init__(self) -> None:
-        self._complete: dict[tuple[int, Version], HeldOut] = {}
-        self._open: dict[tuple[int, Version], dict[int, Feedback]] = {}  # the first evaluation of each request
+        self._complete: dict[Key, HeldOut] = {}
+        self._open: dict[Key, dict[int, float]] = {}  # the first reward of each request
+        self._sizes: dict[int, int] = {}  # by round
 
     def add(self, feedback: Feedback) -> None:
         """A held-out answer. One without a single version, a round or a reward belongs to no measurement."""
@@ -196,10 +197,11 @@ class Rounds:
         key = (feedback.round, feedback.version)
         if key in self._complete:
             return
-        answers = self._open.setdefault(key, {})
-        answers.setdefault(feedback.request_number, feedback)
-        if len(answers) == feedback.round_size:
-            self._complete[key] = _held_out(self._open.pop(key))
+        self._sizes[feedback.round] = feedback.round_size or 0
+        rewards = self._open.setdefault(key, {})
+        rewards.setdefault(feedback.request_number, feedback.mean_reward)
+        if len(rewards) == feedback.round_size:
+            self._complete[key] = self._held_out(key, self._open.pop(key))
 
     def complete(self) -> list[HeldOut]:
         """Measurements over every prompt of their round, by round."""
@@ -207,21 +209,19 @@ class Rounds:
 
     def incomplete(self) -> list[HeldOut]:
         """Measurements under way, and those that a change of version broke, by round."""
-        return [_held_out(self._open[key]) for key in sorted(self._open)]
+        return [self._held_out(key, self._open[key]) for key in sorted(self._open)]
 
     @property
     def best(self) -> HeldOut | None:
-        """The highest complete measurement; the earliest of equals."""
-        return max(self.complete(), key=lambda one: (one.measured.mean, -one.measured.round), default=None)
+        """The best complete measurement."""
+        return max(self.complete(), key=lambda one: merit(one.measured), default=None)
 
-
-def _held_out(answers: dict[int, Feedback]) -> HeldOut:
-    (measured,) = measurements(answers.values())
-    rewards = Mean()
-    for feedback in answers.values():
-        assert feedback.mean_reward is not None
-        rewards.add(feedback.mean_reward)
-    return HeldOut(measured, rewards.standard_error)
+    def _held_out(self, key: Key, rewards: dict[int, float]) -> HeldOut:
+        over_prompts = Mean()
+        for reward in rewards.values():
+            over_prompts.add(reward)
+        measured = measurement(key, list(rewards.values()), size=self._sizes[key[0]])
+        return HeldOut(measured, over_prompts.standard_error)
 
 
 class Settled(NamedTuple):

@@ -5,13 +5,14 @@ from collections import Counter
 from deploy.config import RunConfig, run_directory
 from deploy.fleet import Ended
 from deploy.live import Progress, View, eta
-from deploy.promotion import best_of, fetch_and_promote, holds, newest_of, promote, version_directory
+from deploy.promotion import fetch_and_promote, holds, promote, version_directory
 from deploy.remote import remote_weights
 from deploy.roles import log_path, processes
 from deploy.status import Status, read_status
+from deploy.summary import Rounds
 from streaming import topics
 from streaming.errors import RecordError, StreamDPOError
-from streaming.evaluation import Measurement, measurements
+from streaming.evaluation import Measurement, best_of, newest_of
 from streaming.heartbeat import role_states
 from streaming.log.protocol import Entry, Log
 from streaming.records import Feedback, Version, WeightVersion, decode
@@ -36,10 +37,11 @@ class Watch:
         self._directory = run_directory(config)
         self._began = log.end_offsets(topics.FEEDBACK.name)  # before them all is of earlier starts
         self._feedback = log.assign(log.begin_offsets(topics.FEEDBACK.name))
-        self._evaluated: list[Feedback] = []
+        self._rounds = Rounds()
         self._endings: Counter[str] = Counter()  # of this start, by reason; an ending without one by itself
         self._has_warned = False
         self._kept: Measurement | None = None
+        self._gone: set[tuple[str, Version]] = set()  # what could not be kept, told once
         self._first_shares: dict[str, float] = {}
         self._learning = {p.role_id for p in processes(config) if p.policy and p.kind == "learner" and not p.index}
         self._over: str | None = None  # the data have ended; further policies may still learn from what is there
@@ -53,15 +55,19 @@ class Watch:
     def look(self, elapsed_s: float) -> None:
         """Read on, keep a new best version, show it all."""
         if self._read_feedback():
-            before, self.measured = self.measured, [one for one in measurements(self._evaluated) if one.is_complete]
-            self.newest, self.best = newest_of(self.measured), best_of(self.measured)
-            fresh = [one for one in self.measured if one not in before]
-            for one in fresh if before else fresh[-MAX_SHOWN:]:
-                self._view.event(f"held-out reward {one.mean:.3f} (version {one.version}, {one.count} prompts)")
+            self._tell_measurements()
             self._keep_best()
         status = read_status(self._log, self._config)
         remaining = eta(self._shares_done(status, elapsed_s), elapsed_s)
         self._view.update(Progress(self._config.name, status, elapsed_s, remaining, self.best, self.newest))
+
+    def _tell_measurements(self) -> None:
+        before = set(self.measured)
+        self.measured = [one.measured for one in self._rounds.complete()]
+        self.newest, self.best = newest_of(self.measured), best_of(self.measured)
+        fresh = [one for one in self.measured if one not in before]
+        for one in fresh if before else fresh[-MAX_SHOWN:]:
+            self._view.event(f"held-out reward {one.mean:.3f} (version {one.version}, {one.count} prompts)")
 
     def ended(self, ended: Ended) -> str | None:
         """A process ended: why the run is over with it; None where it is not. Raises what cannot be mended."""
@@ -122,7 +128,7 @@ class Watch:
 
     def _read_feedback(self) -> bool:
         """Whether anything was evaluated since the last look."""
-        before = len(self._evaluated)
+        num_evaluated = 0
         while heard := self._feedback.read(max_records=1024, timeout_s=0):
             for entry in heard:
                 try:
@@ -130,11 +136,12 @@ class Watch:
                 except RecordError:  # the scheduler has dead-lettered it
                     continue
                 if one.ending == "evaluated":
-                    self._evaluated.append(one)
+                    self._rounds.add(one)
+                    num_evaluated += 1
                 elif self._is_of_this_start(entry) and self._is_pace(one):
                     self._endings[one.reason or one.ending] += 1
         self._warn_of_missing_rewards()
-        return len(self._evaluated) > before
+        return num_evaluated > 0
 
     def _is_of_this_start(self, entry: Entry) -> bool:
         return entry.offset >= self._began[entry.topic, entry.partition]
@@ -167,7 +174,9 @@ class Watch:
         remote = next(remote_weights(self._config, one) for one in self._config.every_policy if one.name == policy)
         if remote is not None and fetch_and_promote(remote, version, self._directory / name):
             return True
-        self._view.event(f"version {version} is no longer on disk: {name} stays as it is")
+        if (name, version) not in self._gone:
+            self._gone.add((name, version))
+            self._view.event(f"version {version} is no longer on disk: {name} stays as it is")
         return False
 
     def _shares_done(self, status: Status, elapsed_s: float) -> dict[str, tuple[float, float]]:

@@ -1,6 +1,6 @@
 """Held-out measurements from feedback: one weight version a measurement."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streaming.records import Feedback, Version
@@ -35,8 +35,24 @@ def measurements(feedback: Iterable[Feedback]) -> list[Measurement]:
             continue
         rewards.setdefault((one.round, one.version), {}).setdefault(one.request_number, one.mean_reward)
         sizes[one.round] = one.round_size or 0
-    return [_measurement(key, list(values.values()), sizes[key[0]]) for key, values in sorted(rewards.items())]
+    return [measurement(key, list(values.values()), size=sizes[key[0]]) for key, values in sorted(rewards.items())]
 
 
-def _measurement(key: Key, values: list[float], size: int) -> Measurement:
-    return Measurement(key[0], key[1], mean(values), len(values), size, len(values) == size)
+def measurement(key: Key, rewards: Sequence[float], *, size: int) -> Measurement:
+    """Of one round under one version, from a reward for each of its prompts that has one."""
+    return Measurement(key[0], key[1], mean(rewards), len(rewards), size, len(rewards) == size)
+
+
+def merit(measured: Measurement) -> tuple[float, int]:
+    """What makes one measurement better than another: its mean; of equals, the earlier one."""
+    return measured.mean, -measured.round
+
+
+def best_of(measured: Iterable[Measurement]) -> Measurement | None:
+    """The best complete measurement."""
+    return max((one for one in measured if one.is_complete), key=merit, default=None)
+
+
+def newest_of(measured: Iterable[Measurement]) -> Measurement | None:
+    """The complete measurement of the newest round that has one."""
+    return max((one for one in measured if one.is_complete), key=lambda one: (one.round, one.version), default=None)

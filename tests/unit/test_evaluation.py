@@ -1,6 +1,6 @@
 from typing import Any
 
-from streaming.evaluation import Measurement, measurements
+from streaming.evaluation import Measurement, best_of, measurements, newest_of
 from streaming.records import Feedback, Version
 from tests.builders import make_feedback
 
@@ -33,3 +33,15 @@ def test_repeated_feedback_counts_once() -> None:
 
 def test_other_endings_measure_nothing() -> None:
     assert measurements([make_feedback(0), make_feedback(1, ending="dropped", round=0)]) == []
+
+
+def measured(round: int, mean: float, *, count: int = 2) -> Measurement:
+    return Measurement(round, Version(1, 8 * round), mean, count, 2, count == 2)
+
+
+def test_the_best_is_the_highest_whole_measurement_and_the_earliest_of_equals() -> None:
+    rounds = [measured(0, 0.1), measured(1, 0.5), measured(2, 0.5), measured(3, 0.9, count=1)]
+    assert best_of(rounds) == rounds[1]
+    assert newest_of(rounds) == rounds[2]
+    assert best_of([]) is None
+    assert newest_of(rounds[3:]) is None

@@ -1,14 +1,9 @@
 from pathlib import Path
 
-from deploy.promotion import best_of, fetch_and_promote, holds, newest_of, promote, version_directory
-from streaming.evaluation import Measurement
+from deploy.promotion import fetch_and_promote, holds, promote, version_directory
 from streaming.records import Version
 from streaming.remote_weights import RemoteWeights
 from streaming.weights import write_manifest
-
-
-def measured(round: int, mean: float, *, count: int = 2) -> Measurement:
-    return Measurement(round, Version(1, 8 * round), mean, count, 2, count == 2)
 
 
 def published(run: Path, number: int) -> Path:
@@ -17,14 +12,6 @@ def published(run: Path, number: int) -> Path:
     (directory / "model.safetensors").write_text(f"weights {number}")
     (directory / "sub" / "more.json").write_text("{}")
     return directory
-
-
-def test_the_best_is_the_highest_whole_measurement_and_the_earliest_of_equals():
-    rounds = [measured(0, 0.1), measured(1, 0.5), measured(2, 0.5), measured(3, 0.9, count=1)]
-    assert best_of(rounds) == rounds[1]
-    assert newest_of(rounds) == rounds[2]
-    assert best_of([]) is None
-    assert newest_of(rounds[3:]) is None
 
 
 def test_what_is_kept_already_is_recognised(tmp_path):

@@ -112,6 +112,40 @@ def test_the_last_version_of_every_policy_is_kept(log: Log, tmp_path: Path) -> N
     assert kept == {"last": "policy", "last.b": "b"}
 
 
+def evaluate(log: Log, *rewards: float) -> None:
+    """One round each of one prompt, under one version after the other."""
+    for round, reward in enumerate(rewards):
+        one = make_feedback(
+            round, ending="evaluated", round=round, round_size=1, mean_reward=reward, version=Version(1, round)
+        )
+        log.append([Output("feedback", b"k", encode(one))])
+
+
+def test_every_measurement_of_this_start_is_told_once_and_the_best_is_known(log: Log, tmp_path: Path) -> None:
+    watched, told = watch(log, tmp_path)
+    evaluate(log, 0.25, 0.75, 0.5)
+    watched.look(0.0)
+    watched.look(1.0)
+    assert [event for event in told.events if "held-out" in event] == [
+        f"held-out reward {reward} (version 1.{number}, 1 prompts)"
+        for number, reward in enumerate(("0.250", "0.750", "0.500"))
+    ]
+    assert watched.best is not None and watched.best.version == Version(1, 1)
+    assert watched.newest is not None and watched.newest.version == Version(1, 2)
+
+
+def test_a_best_version_that_is_gone_is_told_of_once(log: Log, tmp_path: Path) -> None:
+    """It was told again with every answer of every later round."""
+    watched, told = watch(log, tmp_path)
+    evaluate(log, 0.75)
+    watched.look(0.0)
+    evaluate(log, 0.75, 0.5)
+    watched.look(1.0)
+    assert [event for event in told.events if "no longer" in event] == [
+        "version 1.0 is no longer on disk: best stays as it is"
+    ]
+
+
 def test_missing_rewards_are_counted_once_however_many_policies_learn(log: Log, tmp_path: Path) -> None:
     for number in range(20):
         for policy, reason in (("policy", "" if number % 2 else "tie"), ("b", "reward_missing")):
