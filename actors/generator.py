@@ -148,7 +148,9 @@ class Generator:
         """Keep `concurrency` groups in flight."""
         while True:
             await self._until(lambda: self._room() > 0)
-            for entry in await prompts.read(max_records=self._room()):
+            entries = await prompts.read(max_records=self._room())
+            self._metrics.count("requests_refused_total", prompts.num_refused)
+            for entry in entries:
                 self._metrics.count("records_read_total", topic=entry.topic)
                 try:
                     request = decode(PromptRequest, entry.value, where=entry.where)

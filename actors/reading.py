@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from streaming import topics
 from streaming.errors import LeaseLostError
-from streaming.fencing import AWAY_S
+from streaming.fencing import AWAY_S, Issuers, Verdict, claim_of, read_issuers
 from streaming.frontier import Frontier
 from streaming.log.protocol import Consumer, Entry, Log, Partition
 from streaming.records import WeightVersion, decode
@@ -40,27 +40,32 @@ class _Threaded:
 class PromptReader(_Threaded):
     """Prompts of this generator's share, and which of them are settled.
 
-    A partition that goes to another generator takes its open prompts with it: they are sampled there.
+    A partition that goes to another generator takes its open prompts with it: they are sampled there. A request that a
+    scheduler wrote after its heir had taken over is settled unseen.
     """
 
     def __init__(self, log: Log, *, away_s: float = AWAY_S) -> None:
         super().__init__(log.subscribe(GROUP, [topics.PROMPTS.name]))
+        self._log = log
         self._away_s = away_s
         self._heard_s = time.monotonic()
         self._frontiers: dict[Partition, Frontier] = {}
         self._open: set[tuple[Partition, int]] = set()
         self._next: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
+        self._waiting: list[Entry] = []  # of a scheduler of which an heir is about to say where it has taken over
+        self.num_refused = 0  # by the newest read
 
     async def read(self, *, max_records: int) -> list[Entry]:
         """Commit what was settled since, then the next prompts; empty after `POLL_S`."""
-        entries, held = await self._do(lambda: self._commit_and_read(self._settled(), max_records))
+        num_wanted = max(1, max_records - len(self._waiting))
+        entries, held, issuers = await self._do(lambda: self._commit_and_read(self._settled(), num_wanted))
         self._heard_s = time.monotonic()
         for partition in set(self._frontiers) - held:
             self._forget(partition)
         for entry in entries:
             self._opened(entry)
-        return entries
+        return self._counting([*self._waiting, *entries], issuers)
 
     async def confirm(self) -> None:
         """Give up the prompts that others answer by now: asked before an append, for this process may have stood still.
@@ -92,6 +97,16 @@ class PromptReader(_Threaded):
         await self._do(lambda: self._commit(settled))
         await super().close()
 
+    def _counting(self, read: list[Entry], issuers: Issuers) -> list[Entry]:
+        """Those of the entries that are requests for sure, say the issuers, who were asked after they came."""
+        found: dict[Verdict, list[Entry]] = {"counts": [], "void": [], "open": []}
+        for entry in read:
+            found[issuers.verdict(claim_of(entry), entry)].append(entry)
+        for entry in found["void"]:
+            self.settle(entry)
+        self.num_refused, self._waiting = len(found["void"]), found["open"]
+        return found["counts"]
+
     def _opened(self, entry: Entry) -> None:
         partition = (entry.topic, entry.partition)
         if entry.offset < self._next.get(partition, 0):
@@ -103,6 +118,7 @@ class PromptReader(_Threaded):
     def _forget(self, partition: Partition) -> None:
         del self._frontiers[partition], self._next[partition]
         self._committed.pop(partition, None)
+        self._waiting = [entry for entry in self._waiting if (entry.topic, entry.partition) != partition]
         self._open = {(place, offset) for place, offset in self._open if place != partition}
 
     def _settled(self) -> dict[Partition, int]:
@@ -111,10 +127,13 @@ class PromptReader(_Threaded):
             offsets |= frontier.offsets()
         return {place: offset for place, offset in offsets.items() if self._committed.get(place) != offset}
 
-    def _commit_and_read(self, settled: dict[Partition, int], max_records: int) -> tuple[list[Entry], set[Partition]]:
+    def _commit_and_read(
+        self, settled: dict[Partition, int], max_records: int
+    ) -> tuple[list[Entry], set[Partition], Issuers]:
         self._commit(settled)
         entries = self._consumer.read(max_records=max_records, timeout_s=POLL_S)
-        return entries, set(self._consumer.positions())
+        issuers = read_issuers(self._log) if entries or self._waiting else Issuers()
+        return entries, set(self._consumer.positions()), issuers
 
     def _lost(self, asked: dict[Partition, int]) -> list[Partition]:
         """Those of the partitions that are another generator's: it commits where all is settled, one by one."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from actors.config import PromptsConfig, SamplingConfig, SchedulerConfig
+from actors.issuer import Issuer
 from actors.pacing import Order, Outstanding, total_requests
 from actors.prompts import Prompt
 from actors.rounds import Rounds
@@ -18,7 +19,7 @@ from streaming import topics
 from streaming.books import newest_carried
 from streaming.errors import RecordError
 from streaming.fencing import read_fences
-from streaming.heartbeat import Beats, Heartbeat, refuse_to_be_second, states_since
+from streaming.heartbeat import Beats, Heartbeat, states_since
 from streaming.history import entries
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
@@ -59,7 +60,8 @@ class Prompts(NamedTuple):
 class Scheduler:
     """Issues requests until it is stopped or over. All of its state comes from the log, so a restart goes on exactly.
 
-    `history`: what other roles had told before this start of the run says nothing about it.
+    `issuer`: its right to issue. `history`: what other roles had told before this start of the run says nothing about
+    it.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Scheduler:
         log: Log,
         metrics: Metrics,
         heartbeat: Heartbeat,
+        issuer: Issuer,
         *,
         prompts: Prompts,
         config: SchedulerConfig,
@@ -79,6 +82,7 @@ class Scheduler:
         self._log = log
         self._metrics = metrics
         self._heartbeat = heartbeat
+        self._issuer = issuer
         self._prompts = prompts
         self._config = config
         self._sampling = sampling
@@ -125,7 +129,8 @@ class Scheduler:
             self._outstanding.go_on(max((end for _, end in carried.issued), default=0), carried.next_ordinal)
         for entry in entries(self._log, topics.PROMPTS.name):
             request = decode(PromptRequest, entry.value, where=entry.where)
-            self._issued(request)
+            if not self._issuer.issuers.is_void(request.claim, entry):
+                self._issued(request)
         follow = dict(self._log.begin_offsets(topics.FEEDBACK.name))
         for entry in entries(self._log, topics.FEEDBACK.name):
             self._end(entry)
@@ -173,9 +178,8 @@ class Scheduler:
         if self._now() - self._learner_seen_s < ROLES_S:
             return
         self._learner_seen_s = self._now()
-        states = states_since(self._log, self._history)
-        refuse_to_be_second(self._heartbeat.state, states)  # two would give the same numbers to other requests
-        self._learner = states.get("learner-0")
+        self._issuer.refuse_to_be_second()  # two would give the same numbers to other requests
+        self._learner = states_since(self._log, self._history).get("learner-0")
 
     # Issuing
 
@@ -228,6 +232,7 @@ class Scheduler:
             golden=prompt.golden,
             columns=prompt.columns,
             ordinal=ordinal,
+            claim=self._issuer.claim,
         )
 
     def _eval_request(self, index: int, version: Version) -> PromptRequest:
@@ -247,6 +252,7 @@ class Scheduler:
             round=self._rounds.next_number,
             round_size=len(self._prompts.held_out),
             min_version=version,
+            claim=self._issuer.claim,
         )
 
     # The end

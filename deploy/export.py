@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from deploy.lookup import at
 from streaming import topics
 from streaming.errors import ConfigError, RecordError
-from streaming.fencing import read_fences
+from streaming.fencing import read_fences, read_issuers
 from streaming.history import entries
 from streaming.log.protocol import Log
 from streaming.records import Feedback, Message, Pair, PromptRequest, Response, ScoredGroup, decode
@@ -127,12 +127,14 @@ def _trained(log: Log, policy: str) -> dict[Key, Feedback]:
 
 def _prompts(log: Log) -> Prompts:
     found: dict[int, list[Message] | None] = {}
+    issuers = read_issuers(log)
     for entry in entries(log, topics.PROMPTS.name):
         try:
             request = decode(PromptRequest, entry.value, where=entry.where)
         except RecordError:  # a generator has dead-lettered it
             continue
-        found[request.number] = request.messages
+        if not issuers.is_void(request.claim, entry):
+            found[request.number] = request.messages
     return found
 
 

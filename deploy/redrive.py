@@ -24,6 +24,7 @@ import msgspec
 from deploy.lookup import at
 from streaming import topics
 from streaming.errors import ConfigError, RecordError
+from streaming.fencing import without_claim
 from streaming.history import entries
 from streaming.log.by_reference import inlined, missing_blob
 from streaming.log.protocol import Entry, Log, Output, Partition
@@ -276,10 +277,15 @@ def _send(log: Log, going: Sequence[Planned]) -> int:
     """Reopen, send, mark: each durable before the next, so that a crash never marks what did not go."""
     letters = [(one, letter) for one in going if (letter := _letter_at(log, one.place)) is not None]
     log.append([output for one, _ in letters for output in one.reopened])
-    sent = [Output(letter.source.topic, letter.key, letter.value) for _, letter in letters]
-    places = log.append(sent)
+    places = log.append([_sent(letter) for _, letter in letters])
     log.append(_marks([letter for _, letter in letters], places))
     return len(letters)
+
+
+def _sent(letter: DeadLetter) -> Output:
+    """A request goes without its scheduler's claim: that one may have an heir by now."""
+    topic, value = letter.source.topic, letter.value
+    return Output(topic, letter.key, without_claim(value) if topic == topics.PROMPTS.name else value)
 
 
 def _marks(letters: Sequence[DeadLetter], places: Sequence[tuple[int, int]]) -> Iterator[Output]:

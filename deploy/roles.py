@@ -239,15 +239,18 @@ def settings_from(text: str) -> RunConfig:
 
 
 def _scheduler(parts: Parts) -> Role:
+    from actors.issuer import Issuer
     from actors.prompts import read_eval_prompts, read_prompts
     from actors.scheduler import Prompts, Scheduler
     from deploy.forget import forgotten, without_forgotten
 
     config = parts.config
+    issuer = Issuer(parts.log, parts.heartbeat)  # before the data are read: until its fence is known generators wait
     scheduler = Scheduler(
         parts.log,
         parts.metrics,
         parts.heartbeat,
+        issuer,
         prompts=without_forgotten(
             Prompts(read_prompts(config.prompts), read_eval_prompts(config.prompts)), forgotten(parts.directory)
         ),

@@ -9,12 +9,13 @@ handful of entries of however large a log; only to find an id are keys compared,
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 
 from deploy.lookup import at, first_where, newest_first, since
 from streaming import topics
 from streaming.errors import ConfigError, RecordError
-from streaming.fencing import read_fences
+from streaming.fencing import read_fences, read_issuers
 from streaming.history import entries
 from streaming.log.protocol import Entry, Log
 from streaming.records import (
@@ -99,18 +100,23 @@ def trace(log: Log, policies: Sequence[str], sought: str) -> list[Trace]:
 
 
 def _request_by_number(log: Log, number: int) -> Stored[PromptRequest] | None:
-    """Requests are numbered in the order of their issue, so this is a bisection of each partition."""
+    """Requests are numbered in the order of their issue but for a few: a bisection of each partition, else a search."""
+    issuers = read_issuers(log)
 
     def rank(entry: Entry) -> float | None:
         request = _decoded(PromptRequest, entry)
         return None if request is None else request.number
 
-    for place, offset in first_where(log, topics.PROMPTS.name, rank, number).items():
-        entry = at(log, Source(topic=place[0], partition=place[1], offset=offset))
+    def sought(entry: Entry | None) -> Stored[PromptRequest] | None:
         request = None if entry is None else _decoded(PromptRequest, entry)
-        if entry is not None and request is not None and request.number == number:
-            return _stored(request, entry)
-    return None
+        if entry is None or request is None or request.number != number or issuers.is_void(request.claim, entry):
+            return None
+        return _stored(request, entry)
+
+    firsts = first_where(log, topics.PROMPTS.name, rank, number).items()
+    bisected = (sought(at(log, Source(topic=name, partition=place, offset=first))) for (name, place), first in firsts)
+    searched = (sought(entry) for entry in entries(log, topics.PROMPTS.name))
+    return next((found for found in chain(bisected, searched) if found is not None), None)
 
 
 def _pair_by_id(log: Log, policies: Sequence[str], prefix: str) -> Stored[Pair] | None:

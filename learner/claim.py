@@ -10,7 +10,6 @@ is not among the heir's ancestors is never restored, and feedback behind its fen
 """
 
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 
 from learner import checkpoint
@@ -18,8 +17,9 @@ from learner.checkpoint import Checkpoint
 from learner.pairs import ReaderState
 from streaming import topics
 from streaming.errors import NotReadyError, SupersededError
+from streaming.fencing import fence_at_the_end, still_needed
 from streaming.log.protocol import Log
-from streaming.records import Fence, WeightVersion, decode
+from streaming.records import WeightVersion, decode
 
 _MAX_RECORDS = 256
 """Announcements read at once; a learner publishes about one a step."""
@@ -40,12 +40,11 @@ class Claim:
         published = newest_version(log, policy)
         self._newest_announced = published.version.epoch if published else 0
         self.epoch = checkpoint.claim_epoch(root, at_least=max(at_least, self._newest_announced + 1))
-        ends = log.end_offsets(topics.FEEDBACK.name)
-        fence = Fence(epoch=self.epoch, ends=sorted((number, end) for (_, number), end in ends.items()))
+        fence = fence_at_the_end(log, topics.FEEDBACK.name, self.epoch)
         self.origin: Checkpoint | None = checkpoint.newest(root)  # after the fence: it holds all that counts before it
         self._refuse_another_log()
         known = [*(published.fences if published else []), *checkpoint.fences(root), fence]
-        self.fences = _still_needed(known, log)
+        self.fences = still_needed(known, log, topics.FEEDBACK.name)
         checkpoint.write_beginning(root, self.epoch, self.origin, self.fences)
 
     def refuse_to_be_second(self) -> None:
@@ -97,15 +96,3 @@ def newest_version(log: Log, policy: str) -> WeightVersion | None:
     entries = log.newest(topics.WEIGHTS.name).values()
     found = [decode(WeightVersion, entry.value, where=entry.where) for entry in entries]
     return max((one for one in found if one.policy == policy), key=lambda one: one.version, default=None)
-
-
-def _still_needed(fences: Iterable[Fence], log: Log) -> list[Fence]:
-    """By epoch, without those that retention has passed in every partition: nothing that they void can be read."""
-    begins = {number: begin for (_, number), begin in log.begin_offsets(topics.FEEDBACK.name).items()}
-    by_epoch = {fence.epoch: fence for fence in fences}
-    newest = max(by_epoch)
-    return [
-        fence
-        for epoch, fence in sorted(by_epoch.items())
-        if epoch == newest or any(end >= begins.get(number, 0) for number, end in fence.ends)
-    ]

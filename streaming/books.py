@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from streaming import topics
 from streaming.endings import FORGOTTEN
 from streaming.errors import LogError, RecordError
-from streaming.fencing import read_fences
+from streaming.fencing import read_fences, read_issuers
 from streaming.frontier import IntervalSet
 from streaming.history import between
 from streaming.log.protocol import Entry, Log, Output, Partition
@@ -127,6 +127,7 @@ class Read:
         self.ledger = ledger
         self.carried_s = carried.time_s if carried is not None else None
         self.is_whole = True  # nothing was ever trimmed that no carried balance holds
+        self.is_open = False  # whether some requests count is about to be said: a scheduler takes over at this moment
         self.unreadable: list[str] = []  # places of bytes that are no record
         self.places: list[tuple[str, int, int]] = []
 
@@ -165,6 +166,8 @@ def carry(log: Log, policies: Sequence[str], *, kept: int = KEPT_REQUESTS) -> No
     """Write each policy's books as they stand now. Where two do it at once, either record is right."""
     for policy in policies:
         read = read_books(log, policy, always_carried=True)
+        if read.is_open:
+            continue  # the next one has it
         read.ledger.close(kept=kept)
         record = read.ledger.carried(read.places, time_s=time.time(), is_whole=read.is_whole)
         log.append([Output(topics.BOOKS.name, policy.encode(), encode(record))])
@@ -199,11 +202,15 @@ class Bookkeeper:
 
 
 def _read_topic(log: Log, starts: dict[Partition, int], ends: dict[Partition, int], read: Read) -> None:
-    fences = read_fences(log)  # after the ends: of what is read, they are all known
+    fences, issuers = read_fences(log), read_issuers(log)  # after the ends: of what is read, they are all known
     for entry in between(log, starts, ends):
         try:
             if entry.topic == topics.PROMPTS.name:
-                read.ledger.issue(decode(PromptRequest, entry.value, where=entry.where))
+                request = decode(PromptRequest, entry.value, where=entry.where)
+                verdict = issuers.verdict(request.claim, entry)
+                read.is_open |= verdict == "open"
+                if verdict != "void":
+                    read.ledger.issue(request)
             elif not fences.is_void(one := _feedback(entry), entry):
                 read.ledger.enter(one)
         except RecordError:  # its reader has dead-lettered it

@@ -50,6 +50,7 @@ SPECS: dict[str, Spec] = {
     "requests_outstanding": Spec(Gauge, "Prompt requests issued and not ended."),
     "heldout_reward": Spec(Gauge, "Mean reward of the newest complete held-out measurement."),
     # generator
+    "requests_refused_total": Spec(Counter, "Prompt requests of a scheduler whose heir had taken over."),
     "candidates_total": Spec(Counter, "Candidates sampled.", ("finish_reason",)),
     "sampled_tokens_total": Spec(Counter, "Response tokens sampled."),
     "groups_in_flight": Spec(Gauge, "Groups that the engine is sampling."),

@@ -93,6 +93,7 @@ class PromptRequest(Record, frozen=True, kw_only=True):
     min_version: Version | None = None  # do not sample before the engine holds this version (evaluation)
     config_version: int = 0
     ordinal: int | None = None  # training: how many training requests came before; with the seed it says which prompt
+    claim: int | None = None  # of the scheduler's start that issued it; None: an older release's, or sent by a person
     schema: int = SCHEMA
 
     @property
@@ -305,10 +306,10 @@ class Probe(Record, frozen=True, kw_only=True):
 
 
 class Fence(Record, frozen=True, kw_only=True):
-    """When a learner took over: what older epochs of its policy append to `feedback` from these offsets on is void."""
+    """A start took over: what older ones append to its topic from here on is void. A scheduler's epoch is its claim."""
 
     epoch: int
-    ends: list[tuple[int, int]]  # partition of `feedback`, its end when the epoch began
+    ends: list[tuple[int, int]]  # partition of `feedback` (learner) or `prompts`, its end when the epoch began
 
 
 class WeightVersion(Record, frozen=True, kw_only=True):
@@ -342,6 +343,7 @@ class RoleState(Record, frozen=True, kw_only=True):
     health: Literal["starting", "ready", "degraded", "stopping", "stopped", "failed"] = "ready"
     message: str = ""
     leases: list[Version] = []  # weight versions that must not be deleted
+    fences: list[Fence] = []  # scheduler: of this start and older ones; the newest of them is its claim
     seconds: dict[str, float] = {}  # busy | waiting | blocked | updating, since this start
     numbers: dict[str, float] = {}  # the role's few headline figures, for status and the live view
     metrics_address: str | None = None

@@ -18,7 +18,7 @@ from learner.settled import SettledState
 from streaming import topics
 from streaming.audit import SUPERSEDED
 from streaming.errors import RecordError
-from streaming.fencing import Fences
+from streaming.fencing import Fences, read_issuers
 from streaming.frontier import IntervalSet
 from streaming.history import entries
 from streaming.log.protocol import Entry, Log, Partition
@@ -104,7 +104,10 @@ class Books:
         self.max_staleness = max_staleness
         self.broken: list[Entry] = []  # bytes that are no record of their topic
         self.weights = [one for one in self._read(log, topics.WEIGHTS, WeightVersion) if one.record.policy == policy]
-        self.requests = {one.record.number: one for one in self._read(log, topics.PROMPTS, PromptRequest)}
+        issuers = read_issuers(log)
+        asked = self._read(log, topics.PROMPTS, PromptRequest)
+        counting = [one for one in asked if not issuers.is_void(one.record.claim, one.entry)]
+        self.requests = {one.record.number: one for one in counting}
         self.groups = self._read(log, topics.CANDIDATES, Group)
         self.scored = self._read(log, topics.SCORED, ScoredGroup)
         self.pairs = self._read(log, topics.pairs(policy), Pair)

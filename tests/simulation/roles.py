@@ -10,6 +10,7 @@ from typing import Any
 from actors.config import GenerationConfig, PromptsConfig, SamplingConfig, SchedulerConfig
 from actors.engine import Engine
 from actors.generator import Generator
+from actors.issuer import Issuer
 from actors.pacing import Outstanding
 from actors.prompts import Prompt
 from actors.scheduler import Prompts, Scheduler
@@ -134,6 +135,7 @@ def _scheduler(run: Run, process: Process, log: Log, heartbeat: FiberHeartbeat, 
         log,
         METRICS["scheduler"],
         heartbeat,
+        Issuer(log, heartbeat),
         prompts=Prompts(_prompts("t", 3), _prompts("h", settings.num_held_out)),
         config=SchedulerConfig(
             pipeline_depth=settings.pipeline_depth, max_requests=settings.num_requests, eval_every=2

@@ -19,6 +19,7 @@ from pathlib import Path
 from learner import checkpoint
 from streaming import topics
 from streaming.errors import EngineError, LogError, NotReadyError, SupersededError, TrimmedError, WeightsError
+from streaming.fencing import read_issuers
 from streaming.log.protocol import Output
 from streaming.records import FINAL_ENDINGS, Feedback, Group, PromptRequest, decode
 from streaming.wire import REFERENCE_MARK
@@ -290,12 +291,14 @@ class _Simulation:
         outstanding: dict[int, None] = {}
         ended: set[int] = set()
         deepest = 0
+        issuers = read_issuers(self._store.archive())
         for entry in self._store.history:
             if entry.value in POISON:
                 continue
             if entry.topic == topics.PROMPTS.name:
                 request = decode(PromptRequest, entry.value)
-                if request.purpose == "train" and request.number not in ended:
+                is_new = request.number not in ended and not issuers.is_void(request.claim, entry)
+                if request.purpose == "train" and is_new:
                     outstanding[request.number] = None
             elif entry.topic == topics.FEEDBACK.name:
                 one = decode(Feedback, entry.value)

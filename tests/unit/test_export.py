@@ -7,9 +7,10 @@ import pytest
 from deploy.export import export
 from streaming.config import SelectionConfig
 from streaming.errors import ConfigError
+from streaming.fencing import fence_at_the_end
 from streaming.log.protocol import Log, Output
 from streaming.records import Fence, Message, Pair, Version
-from tests.builders import make_weights
+from tests.builders import make_prompt, make_role, make_weights
 from tests.recorded import append, record_request, record_step
 
 WITH_SFT = SelectionConfig(rule="max_min", sft_floor=0.5)
@@ -92,6 +93,15 @@ def test_a_conversation_is_a_list_of_messages(log: Log, tmp_path: Path) -> None:
     [row] = lines(tmp_path / "out.jsonl")
     assert row["prompt"] == [{"role": "system", "content": "Count."}, {"role": "user", "content": "1+1?"}]
     assert row["chosen"] == [{"role": "assistant", "content": "answer-0"}]
+
+
+def test_a_prompt_is_that_of_the_request_and_not_of_a_copy_that_counts_for_nothing(log: Log, tmp_path: Path) -> None:
+    record_step(log, made(log, **CHAT))
+    fence = fence_at_the_end(log, "prompts", 2)
+    append(log, "roles", "scheduler-0/2", make_role("scheduler", epoch=2, fences=[fence]))
+    append(log, "prompts", "p", make_prompt(0, claim=1, text="3+3="))
+    export(log, "policy", tmp_path / "out.jsonl")
+    assert lines(tmp_path / "out.jsonl")[0]["prompt"][1]["content"] == "1+1?"
 
 
 def test_texts_and_conversations_get_a_file_each(log: Log, tmp_path: Path) -> None:

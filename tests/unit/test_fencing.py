@@ -5,11 +5,21 @@ import pytest
 from streaming import topics
 from streaming.audit import audit_log
 from streaming.errors import SupersededError
-from streaming.fencing import NUM_KEYS, Fences, epoch_key, read_fences
+from streaming.fencing import (
+    CLAIM,
+    NUM_KEYS,
+    Fences,
+    Issuers,
+    claim_of,
+    epoch_key,
+    read_fences,
+    read_issuers,
+    without_claim,
+)
 from streaming.heartbeat import Heartbeat, refuse_to_be_second, role_states
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
-from streaming.records import Fence, RoleState, Version, WeightVersion, encode
+from streaming.records import Fence, PromptRequest, RoleState, Version, WeightVersion, decode, encode
 from tests.builders import make_entry, make_feedback, make_prompt, make_role, make_weights
 
 HEIR = make_weights(Version(2, 5), fences=[Fence(epoch=2, ends=[(0, 10), (1, 0)])])
@@ -102,3 +112,61 @@ def test_a_role_sees_that_a_newer_start_of_it_runs() -> None:
     refuse_to_be_second(own, {"scheduler-0": own, "learner-0": make_role("learner", epoch=9)})
     with pytest.raises(SupersededError, match="start 2 of this role is running, this is start 1"):
         refuse_to_be_second(own, {"scheduler-0": make_role("scheduler", epoch=2)})
+
+
+@pytest.mark.parametrize(
+    ("claim", "offset", "newest", "verdict"),
+    [
+        (4, 9, 8, "counts"),  # issued before the heir took over
+        (4, 10, 8, "void"),
+        (8, 10, 8, "counts"),  # the heir's own
+        (None, 99, 9, "counts"),  # an older release's, or sent by a person
+        (8, 99, 9, "open"),  # a third start has claimed, and not said where it took over
+        (4, 99, 9, "void"),  # which is of no matter to what is void already
+        (9, 99, 9, "counts"),
+    ],
+)
+def test_a_request_of_an_older_claim_counts_before_the_fence_only(
+    claim: int | None, offset: int, newest: int, verdict: str
+) -> None:
+    issuers = Issuers(newest, [Fence(epoch=8, ends=[(0, 10)])])
+    assert issuers.verdict(claim, make_entry(offset=offset)) == verdict
+
+
+def test_before_the_first_claim_every_request_counts() -> None:
+    assert Issuers().verdict(None, make_entry()) == Issuers().verdict(7, make_entry()) == "counts"
+
+
+def test_the_newest_claims_fences_are_right_whoever_beats_last(log: Log) -> None:
+    """A scheduler that woke up when its heir had announced tells its own fence late: nobody has ever kept to it."""
+    claims = [
+        offset for _, offset in (log.append([Output(topics.ROLES.name, CLAIM, encode(make_role()))])[0] for _ in "ab")
+    ]
+    fences = [Fence(epoch=claim, ends=[(0, 10 * claim)]) for claim in claims]
+    beat(log, make_role("scheduler", epoch=2, fences=fences[1:]))
+    beat(log, make_role("scheduler", epoch=1, fences=fences[:1]))
+    found = read_issuers(log)
+    assert (found.newest, found.fences) == (claims[1], fences[1:])
+
+
+def test_a_zombies_requests_in_the_books_change_nothing(log: Log) -> None:
+    """It has given the number of its heir's request to another one."""
+    prompts = topics.PROMPTS.name
+    [(_, claim)] = log.append([Output(topics.ROLES.name, CLAIM, encode(make_role("scheduler")))])
+    ends = [(number, end) for (_, number), end in log.end_offsets(prompts).items()]
+    beat(log, make_role("scheduler", fences=[Fence(epoch=claim, ends=ends)]))
+    for number, claimed in ((0, claim), (1, claim - 1), (2, None)):
+        log.append([Output(prompts, b"p", encode(make_prompt(number, claim=claimed)))])
+    assert audit_log(log, policy="policy").not_ended == [0, 2]
+
+
+@pytest.mark.parametrize("value", [b"", b"junk", b"\xc1", b"\x93\x01\x02\x03", encode(make_prompt(1))])
+def test_bytes_that_name_no_claim_are_sent_again_as_they_are(value: bytes) -> None:
+    assert without_claim(value) == value
+    assert claim_of(make_entry(value=value)) is None
+
+
+def test_a_request_that_a_person_sends_again_is_the_same_without_its_claim() -> None:
+    request = make_prompt(1, claim=7)
+    assert claim_of(make_entry(value=encode(request))) == 7
+    assert decode(PromptRequest, without_claim(encode(request))) == make_prompt(1)

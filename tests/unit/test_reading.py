@@ -6,9 +6,10 @@ import pytest
 from actors.reading import PromptReader, WeightsReader
 from streaming import topics
 from streaming.errors import LeaseLostError
-from streaming.log.protocol import Entry, Log, Offsets
-from streaming.records import Version
-from tests.builders import make_prompt, make_weights
+from streaming.fencing import CLAIM, fence_at_the_end
+from streaming.log.protocol import Entry, Log, Offsets, Output
+from streaming.records import PromptRequest, Version, decode, encode
+from tests.builders import make_prompt, make_role, make_weights
 from tests.fakes import CrashingConsumer, CrashingLog
 from tests.scripted_engine import announce, append
 
@@ -163,6 +164,76 @@ async def test_prompts_lost_and_won_back_unnoticed_are_open_once(asked: Log) -> 
     assert not any(reader.is_open(entry) for entry in before)
     await reader.close()
     assert committed(asked) == NUM_PROMPTS
+
+
+def claimed(log: Log) -> int:
+    """A start of the scheduler has claimed the right to issue requests, and has said nothing more."""
+    [(_, offset)] = log.append([Output(topics.ROLES.name, CLAIM, encode(make_role("scheduler")))])
+    return offset
+
+
+def announced(log: Log, claim: int) -> None:
+    """It has taken over here."""
+    fence = fence_at_the_end(log, topics.PROMPTS.name, claim)
+    append(log, topics.ROLES, "scheduler-0/1", make_role("scheduler", fences=[fence]))
+
+
+def ask(log: Log, claim: int, *numbers: int) -> None:
+    for number in numbers:
+        append(log, topics.PROMPTS, f"p{number}", make_prompt(number, claim=claim))
+
+
+def asked_in(entries: list[Entry]) -> list[int]:
+    return sorted(decode(PromptRequest, entry.value).number for entry in entries)
+
+
+async def test_what_a_scheduler_wrote_after_its_heir_took_over_is_settled_unseen(log: Log) -> None:
+    older, newer = claimed(log), claimed(log)
+    ask(log, older, 0, 1)
+    announced(log, newer)
+    ask(log, older, 2, 3)
+    ask(log, newer, 4)
+    reader = PromptReader(log)
+    entries = await reader.read(max_records=9)
+    assert (asked_in(entries), reader.num_refused) == ([0, 1, 4], 2)
+    for entry in entries:
+        reader.settle(entry)
+    await reader.close()
+    assert committed(log) == 5
+
+
+async def test_while_an_heir_has_not_said_where_it_takes_over_the_older_requests_wait(log: Log) -> None:
+    older = claimed(log)
+    ask(log, older, 0, 1)
+    newer = claimed(log)
+    reader = PromptReader(log)
+    assert await reader.read(max_records=9) == []
+    announced(log, newer)
+    ask(log, older, 2)
+    entries = [*await reader.read(max_records=9), *await reader.read(max_records=9)]
+    assert asked_in(entries) == [0, 1]
+    await reader.close()
+    assert committed(log) < 3, "what was not answered is read again"
+
+
+async def test_requests_that_wait_go_with_their_partition(log: Log) -> None:
+    older = claimed(log)
+    ask(log, older, *range(NUM_PROMPTS))
+    newer = claimed(log)
+    first = PromptReader(log)
+    assert await first.read(max_records=1000) == []
+    second = PromptReader(log)
+    assert await first.read(max_records=1) == []
+    announced(log, newer)
+    kept = await first.read(max_records=1000)
+    taken: list[Entry] = []
+    while len(taken) + len(kept) < NUM_PROMPTS:
+        taken += await second.read(max_records=1000)
+    assert kept and taken
+    assert asked_in([*kept, *taken]) == list(range(NUM_PROMPTS))
+    assert all(first.is_open(entry) for entry in kept)
+    await first.close()
+    await second.close()
 
 
 async def test_weights_come_newest_first_and_each_only_once(log: Log, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@ from collections.abc import Sequence
 import pytest
 
 from actors.pacing import Outstanding
+from actors.reading import PromptReader
 from deploy.redrive import Planned, Wanted, carry_out, parse_reason, parse_since, plan
 from streaming import topics
 from streaming.audit import audit_log
 from streaming.config import SelectionConfig
 from streaming.errors import ConfigError
+from streaming.fencing import fence_at_the_end
 from streaming.heartbeat import Heartbeat
 from streaming.history import entries
 from streaming.log.protocol import Entry, Log, Output
@@ -15,7 +17,7 @@ from streaming.metrics import Metrics
 from streaming.records import DeadLetter, Feedback, Group, PromptRequest, ScoredGroup, decode, encode
 from streaming.selector import Selector
 from streaming.stage import dead_letter
-from tests.builders import make_feedback, make_group, make_prompt
+from tests.builders import make_feedback, make_group, make_prompt, make_role
 from tests.fakes import Crash, CrashingLog
 from tests.recorded import append, record_request
 from tests.unit.test_asking import CountingReference
@@ -168,6 +170,20 @@ def test_a_request_that_has_ended_otherwise_since_is_left_alone(log: Log) -> Non
     append(log, "feedback", request.group_id, make_feedback(0, ending="trained", step=1))
     done(log)
     assert [one.left for one in planned(log)] == ["its request has ended since: trained"]
+
+
+async def test_a_request_is_sampled_when_it_is_sent_again_under_a_later_scheduler(log: Log) -> None:
+    """It lies behind that one's fence, and the scheduler that issued it is gone."""
+    value = encode(make_prompt(0, claim=3))
+    entry = die(log, "prompts", b"p0", value, stage="generator", reason="prompt_too_long")
+    fence = fence_at_the_end(log, "prompts", 4)
+    append(log, "roles", "scheduler-0/2", make_role("scheduler", epoch=2, fences=[fence]))
+    done(log)
+    assert carry_out(log, planned(log)) == 1
+    reader = PromptReader(log)
+    [again] = await reader.read(max_records=9)
+    assert again.offset > entry.offset and decode(PromptRequest, again.value) == make_prompt(0)
+    await reader.close()
 
 
 def test_an_evaluation_is_left_alone(log: Log) -> None:

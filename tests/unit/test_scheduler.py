@@ -2,17 +2,20 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from actors.config import PromptsConfig, SamplingConfig, SchedulerConfig
+from actors.issuer import Issuer
 from actors.prompts import Prompt
 from actors.scheduler import Prompts, Scheduler
 from streaming import topics
+from streaming.audit import audit_log
 from streaming.errors import SupersededError
+from streaming.fencing import read_issuers
 from streaming.heartbeat import NO_HISTORY, Beats, Heartbeat, beats, role_states
 from streaming.history import entries
 from streaming.log import open_log
@@ -30,6 +33,7 @@ from streaming.records import (
     encode,
 )
 from tests.builders import make_feedback, make_role, make_weights
+from tests.fakes import CrashingLog
 
 TRAIN = [Prompt(prompt_id=f"t{i}", text=f"{i}+1=", golden=str(i + 1), columns={"answer": i + 1}) for i in range(4)]
 HELD_OUT = [Prompt(prompt_id=f"h{i}", text=f"{i}+2=", columns={"answer": i + 2}) for i in range(2)]
@@ -49,6 +53,7 @@ def make_scheduler(log: Log, heartbeat: Heartbeat, *, held_out: list[Prompt], hi
         log,
         Metrics("scheduler"),
         heartbeat,
+        Issuer(log, heartbeat),
         prompts=Prompts(TRAIN, held_out),
         config=SchedulerConfig(**{"pipeline_depth": 3, **changed}),
         prompts_config=PromptsConfig(**prompts),
@@ -319,3 +324,55 @@ def test_a_scheduler_that_was_overtaken_issues_nothing(log):
         make_scheduler(log, heartbeat, held_out=[], history=NO_HISTORY).run(threading.Event())
     heartbeat.close()
     assert issued(log) == []
+
+
+class OvertakenLog(CrashingLog):
+    """A real log whose scheduler stands still before an append to `prompts`, from 1, while its heir takes over."""
+
+    def __init__(self, log: Log, heir: Callable[[], object], *, at: int) -> None:
+        super().__init__(log)
+        self._heir = heir
+        self._left = at
+
+    def append(self, outputs: Iterable[Output]) -> list[tuple[int, int]]:
+        outputs = list(outputs)
+        self._left -= outputs[0].topic == topics.PROMPTS.name
+        if self._left == 0:
+            self._left = -1
+            self._heir()
+        return super().append(outputs)
+
+
+def test_what_a_scheduler_issues_when_its_heir_has_taken_over_is_no_request(log):
+    """It used to be sampled, and its number was another request's of the heir."""
+    heartbeats = [Heartbeat(log, Metrics("scheduler"), role="scheduler", interval_s=60)]
+
+    def take_over() -> None:
+        heartbeats.append(Heartbeat(log, Metrics("scheduler"), role="scheduler", interval_s=60))
+        heirs.append(make_scheduler(log, heartbeats[1], held_out=[], history=NO_HISTORY, pipeline_depth=2))
+
+    heirs: list[Scheduler] = []
+    publish(log, make_weights(Version(1, 0)))  # so that the zombie's second append are training requests
+    zombie_log = OvertakenLog(log, take_over, at=2)
+    zombie = make_scheduler(zombie_log, heartbeats[0], held_out=HELD_OUT, history=NO_HISTORY)
+    with pytest.raises(SupersededError, match="start 2 of this role is running, this is start 1"):
+        zombie.run(threading.Event())
+    assert [(r.number, r.purpose) for r in issued(log)] == [
+        (0, "eval"),
+        (1, "eval"),
+        *((n, "train") for n in (2, 3, 4)),
+    ]
+
+    stop = threading.Event()
+    thread = threading.Thread(target=heirs[0].run, args=(stop,))
+    thread.start()
+    until(lambda: len(issued(log)) == 7)
+    stop.set()
+    thread.join()
+    for heartbeat in heartbeats:
+        heartbeat.close()
+    issuers = read_issuers(log)
+    requests = [(entry, decode(PromptRequest, entry.value)) for entry in entries(log, topics.PROMPTS.name)]
+    counting = [r for entry, r in requests if issuers.verdict(r.claim, entry) == "counts"]
+    assert sorted((r.number, r.ordinal) for r in counting if r.purpose == "train") == [(2, 0), (3, 1)]
+    assert audit_log(log, policy="policy").num_requests == 4

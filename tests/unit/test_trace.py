@@ -9,9 +9,10 @@ from deploy.trace import Trace, trace
 from deploy.trace_page import as_json, page
 from streaming import topics
 from streaming.errors import ConfigError
+from streaming.fencing import fence_at_the_end
 from streaming.log.protocol import Log, Output
 from streaming.records import Fence, Message, Span, Version
-from tests.builders import make_candidate, make_group, make_prompt, make_rewards, make_scored, make_weights
+from tests.builders import make_candidate, make_group, make_prompt, make_rewards, make_role, make_scored, make_weights
 from tests.recorded import SETTINGS, append, record_request, record_selection, record_step
 
 
@@ -53,6 +54,18 @@ def test_the_beginning_of_an_id_suffices_where_it_is_unique(log: Log, digits: in
     ids = record_many(log, 8)
     assert one(log, ids[3][:digits]).request.number == 3
     assert one(log, make_prompt(5).group_id[:digits]).request.number == 5
+
+
+def test_a_request_is_found_by_its_number_wherever_it_was_issued(log: Log) -> None:
+    """A number that was lost on the way is issued behind later ones; a copy of a scheduler with an heir is none."""
+    record_many(log, 8)
+    fence = fence_at_the_end(log, "prompts", 5)
+    append(log, "roles", "scheduler-0/2", make_role("scheduler", epoch=2, fences=[fence]))
+    for prompt_id, claim in (("zombie", 4), ("late", 5)):
+        append(log, "prompts", "p", make_prompt(9, prompt_id=prompt_id, claim=claim))
+        append(log, "prompts", "p", make_prompt(20, claim=claim))
+        append(log, "prompts", "p", make_prompt(8, prompt_id=prompt_id, claim=claim))
+    assert [one(log, number).request.prompt_id for number in ("8", "9", "3")] == ["late", "late", "p3"]
 
 
 def test_a_prefix_of_several_ids_is_refused_with_their_names(log: Log) -> None:
