@@ -21,6 +21,7 @@ import msgspec
 from actors.config import EngineConfig
 from actors.tokens import eos_tokens, load_tokenizer, response_text, tokenize
 from streaming.errors import DataError, EngineError, NotReadyError, WeightsError
+from streaming.kept import parse_version
 from streaming.records import Candidate, PromptRequest, Sampling, Span, Version
 
 CPU_KV_CACHE_BYTES = 256 * 1024 * 1024
@@ -263,8 +264,7 @@ class VLLMEngine:
             finish_reason=completion.finish_reason,
             has_eos=tokens[-1] in self._eos,
             spans=[
-                Span(version=_parse_version(span.version), start=span.start, end=span.end)
-                for span in completion.weight_versions
+                Span(version=_version_of(span), start=span.start, end=span.end) for span in completion.weight_versions
             ],
         )
 
@@ -377,9 +377,10 @@ def _sampling_params(sampling: Sampling, count: int) -> Any:
 def _sampled_by(completion: Any, version: Version) -> bool:
     """Whether it has tokens, the first of them by this version. Else it met an update before it began."""
     spans = completion.weight_versions
-    return bool(completion.token_ids) and bool(spans) and _parse_version(spans[0].version) == version
+    return bool(completion.token_ids) and bool(spans) and _version_of(spans[0]) == version
 
 
-def _parse_version(text: str) -> Version:
-    epoch, number = text.split(".")
-    return Version(int(epoch), int(number))
+def _version_of(span: Any) -> Version:
+    version = parse_version(span.version)
+    assert version is not None, "the label is ours"
+    return version

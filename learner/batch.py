@@ -16,6 +16,7 @@ from torch import Tensor
 
 from streaming.logprobs import TokenBatch, pad
 from streaming.records import Pair
+from streaming.token_batches import padded_batches
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,24 +60,16 @@ def plan(examples: Sequence[Example], *, world_size: int, max_tokens: int) -> li
     Examples are sorted by length and dealt out in turn, so the ranks' work is alike and little is padded. A micro-batch
     holds at most `max_tokens` padded tokens, or a single example.
     """
-    order = sorted(range(len(examples)), key=lambda i: (-examples[i].max_tokens, i))
-    ranks = [_fill(examples, order[rank::world_size], max_tokens) for rank in range(world_size)]
+    order = sorted(range(len(examples)), key=lambda i: -examples[i].max_tokens)
+    ranks = [_batches(examples, order[rank::world_size], max_tokens) for rank in range(world_size)]
     most = max(map(len, ranks))
     return [batches + [[]] * (most - len(batches)) for batches in ranks]
 
 
-def _fill(examples: Sequence[Example], order: Sequence[int], max_tokens: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    num_sequences = 0
-    for i in order:
-        num_sequences += examples[i].num_sequences
-        # Longest first: the batch is as wide as its first example.
-        if batches and num_sequences * examples[batches[-1][0]].max_tokens <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-            num_sequences = examples[i].num_sequences
-    return batches
+def _batches(examples: Sequence[Example], share: Sequence[int], max_tokens: int) -> list[list[int]]:
+    lengths = [examples[i].max_tokens for i in share]
+    counts = [examples[i].num_sequences for i in share]
+    return [[share[place] for place in batch] for batch in padded_batches(lengths, max_tokens, counts=counts)]
 
 
 class MicroBatch(NamedTuple):

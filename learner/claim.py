@@ -93,6 +93,11 @@ class Claim:
 
 def newest_version(log: Log, policy: str) -> WeightVersion | None:
     """The newest announced version of a policy; None before the first."""
+    return newest_versions(log).get(policy)
+
+
+def newest_versions(log: Log) -> dict[str, WeightVersion]:
+    """The newest announced version of every policy that has one."""
     entries = log.newest(topics.WEIGHTS.name).values()
     found = [decode(WeightVersion, entry.value, where=entry.where) for entry in entries]
-    return max((one for one in found if one.policy == policy), key=lambda one: one.version, default=None)
+    return {one.policy: one for one in sorted(found, key=lambda one: one.version)}

@@ -7,10 +7,11 @@ on since. So the age of a pair is the number of versions that its sampler has pu
 import time
 from collections.abc import Callable
 
+from learner.claim import newest_versions
 from learner.staleness import pair_staleness
 from streaming import topics
 from streaming.log.protocol import Log
-from streaming.records import Pair, WeightVersion, decode
+from streaming.records import Pair, WeightVersion
 
 LOOK_S = 1.0
 """Between two looks at the sampler's versions: an age may lag behind by what is published in a second."""
@@ -41,11 +42,7 @@ class Samplers:
 
     def _look(self) -> None:
         self._looked_s = self._now()
-        for entry in self._log.newest(topics.WEIGHTS.name).values():
-            version = decode(WeightVersion, entry.value, where=entry.where)
-            known = self._newest.get(version.policy)
-            if known is None or version.version > known.version:
-                self._newest[version.policy] = version
+        self._newest = newest_versions(self._log)
 
 
 def has_selected_all(log: Log, policy: str) -> bool:

@@ -19,5 +19,10 @@ def test_a_sequence_longer_than_the_budget_is_a_batch_of_its_own() -> None:
     assert padded_batches([300, 2, 3], 100) == [[0], [2, 1]]
 
 
+def test_what_stands_for_several_sequences_takes_their_room() -> None:
+    assert padded_batches([10, 9, 8], 30, counts=[2, 2, 1]) == [[0], [1, 2]]
+    assert padded_batches([10, 9, 8], 30, counts=[2, 1, 1]) == [[0, 1], [2]]
+
+
 def test_nothing_makes_no_batch() -> None:
     assert padded_batches([], 100) == []
