@@ -18,9 +18,7 @@ from streaming.errors import ConfigError, NotReadyError
 from streaming.log.protocol import Output
 from streaming.records import encode
 from tests.builders import make_prompt
-from tests.unit.test_checkpoint import FileEngine, make_state, ranks
-
-__all__ = ["ranks"]
+from tests.unit.test_checkpoint import FileEngine, make_state
 
 SETTLED = SettledState([(0, 40), (50, 90)], [Taken(95, "content", "settings", 2, [0])])
 
