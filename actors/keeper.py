@@ -21,8 +21,8 @@ from streaming.records import Version
 MakeEngine = Callable[[Path, Version], Awaitable[Engine]]
 """Starts an engine that holds the model in this directory, under this version."""
 
-Outcome = Literal["applied", "current", "refused", "failed", "parity"]
-"""current: already there. refused: wrong bytes, nothing changed. failed, parity: the engine was replaced."""
+Outcome = Literal["applied", "refused", "failed", "parity"]
+"""refused: wrong bytes, nothing changed. failed, parity: the engine was replaced."""
 
 MAX_FRUITLESS_RESTARTS = 3
 """An engine that dies this often without finishing a single group in between will not recover by itself."""
@@ -88,9 +88,7 @@ class EngineKeeper:
             outcome: Outcome = "failed"
             try:
                 began = time.monotonic()
-                is_applied = await apply_weights(engine, weights, paused=self._metrics.time.spend("updating"))
-                if not is_applied:
-                    return "current"
+                await apply_weights(engine, weights, paused=self._metrics.time.spend("updating"))
                 self._metrics.observe("weight_update_seconds", time.monotonic() - began)
                 outcome = "parity"
                 await self._check_parity(engine, weights)  # a request among others: the engine samples on meanwhile

@@ -132,18 +132,25 @@ def log_began(root: Path) -> int:
 
 
 def save(
-    root: Path, state: State, engine: Savable, ranks: Ranks, *, keep: int, still_ours: Callable[[], None] = lambda: None
+    root: Path,
+    state: State | None,
+    engine: Savable,
+    ranks: Ranks,
+    *,
+    keep: int,
+    still_ours: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write and commit a checkpoint, then remove the oldest of this epoch beyond `keep`. Every rank calls it.
 
-    `still_ours` is asked on rank 0 before the commit and before the removal; what it raises stops either.
+    Rank 0 alone gives a state. There `still_ours` is asked before the commit and before the removal; what it raises
+    stops either.
     """
-    directory = root / ranks.share(_make(root, state).encode() if ranks.is_first else None).decode()
+    directory = root / ranks.share(None if state is None else _make(root, state).encode()).decode()
     files = engine.save(directory)
     own = directory / f"rank-{ranks.rank}.msgpack"
     own.write_bytes(msgspec.msgpack.encode(_random_state()))
     everyone = ranks.gather(msgspec.msgpack.encode(_describe(directory, [*files, own])))
-    if ranks.is_first:
+    if state is not None:
         write_durably(directory / STATE, msgspec.msgpack.encode(state))
         described = [msgspec.msgpack.decode(one, type=dict[str, FileEntry]) for one in everyone]
         described.append(_describe(directory, [directory / STATE]))

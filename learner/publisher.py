@@ -112,12 +112,11 @@ class Publisher:
         self._worker.shutdown()
         self.wait()
 
-    def prune(self, *, now_s: float) -> list[Version]:
-        """Remove what is neither among the newest nor leased by a live role; returns what went."""
+    def prune(self, *, now_s: float) -> None:
+        """Remove what is neither among the newest nor leased by a live role."""
         there = {version: self._root / str(version) for version in _versions(self._root)}
         leases = leased(role_states(self._log).values(), now_s=now_s)
-        gone = prunable(there, leases, keep=self._keep)
-        for version in gone:
+        for version in prunable(there, leases, keep=self._keep):
             # Asked before each one: who stood still since the look would remove what was leased meanwhile.
             self._claim.refuse_to_be_second()
             # An older epoch that is not dead yet may still be writing into its own: what stays now goes with the next.
@@ -128,7 +127,6 @@ class Publisher:
                 raise
         if self._remote is not None:
             self._prune_remote(self._remote, leases)
-        return gone
 
     def _prune_remote(self, remote: RemoteWeights, leases: set[Version]) -> None:
         for version in prunable(remote.versions(), leases, keep=self._keep):

@@ -37,7 +37,7 @@ class Train(msgspec.Struct, frozen=True, tag=True):
 
 
 class Save(msgspec.Struct, frozen=True, tag=True):
-    state: State
+    pass
 
 
 class Publish(msgspec.Struct, frozen=True, tag=True):
@@ -143,10 +143,10 @@ class Trainer:
         with self._together(Train(step, list(examples))):
             return self._train(step, examples)
 
-    def save(self, state: State, still_ours: Callable[[], None]) -> Path:
+    def save(self, state: State, still_ours: Callable[[], None]) -> None:
         """Rank 0: commit a checkpoint, unless `still_ours` raises just before."""
-        with self._together(Save(state)):
-            return self._save(state, still_ours)
+        with self._together(Save()):
+            self._save(state, still_ours)
 
     def publish(
         self, publisher: Publisher, version: Version, *, step: int, lineage: list[Version], tokens: ProbeTokens | None
@@ -175,8 +175,8 @@ class Trainer:
             match command:
                 case Train(step, examples):
                     self._train(step, examples)
-                case Save(state):
-                    self._save(state)
+                case Save():
+                    self._save(None)
                 case Publish(tokens):
                     self._probe(tokens)
                     for _ in self._engine.full_weights():
@@ -230,8 +230,8 @@ class Trainer:
         self._engine.accumulate(losses_B.sum() / len(sums.rows), is_last=is_last)
         sums.add(places, batch, losses_B, chosen, rejected)
 
-    def _save(self, state: State, still_ours: Callable[[], None] = lambda: None) -> Path:
-        return checkpoint.save(
+    def _save(self, state: State | None, still_ours: Callable[[], None] = lambda: None) -> None:
+        checkpoint.save(
             self._checkpoints,
             state,
             self._engine,

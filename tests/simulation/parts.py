@@ -235,10 +235,10 @@ class FiberTrainer:
             examples=[ExampleNumbers(1.0, -1.0, -1.0) for _ in examples],
         )  # fmt: skip
 
-    def save(self, state: State, still_ours: Callable[[], None]) -> Path:
+    def save(self, state: State, still_ours: Callable[[], None]) -> None:
         ranks: Any = Alone(self._process)
         engine = _Written(self._process, self._faults, list(self.parameters))
-        return checkpoint.save(self._checkpoints, state, engine, ranks, keep=2, still_ours=still_ours)
+        checkpoint.save(self._checkpoints, state, engine, ranks, keep=2, still_ours=still_ours)
 
     def publish(
         self, publisher: Publisher, version: Version, *, step: int, lineage: list[Version], tokens: ProbeTokens | None
