@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from deploy.lookup import at
 from streaming import topics
-from streaming.errors import ConfigError, RecordError
+from streaming.errors import ConfigError
 from streaming.fencing import read_fences, read_issuers
-from streaming.history import entries
+from streaming.history import records
 from streaming.log.protocol import Log
 from streaming.records import Feedback, Message, Pair, PromptRequest, Response, ScoredGroup, decode
 
@@ -114,11 +114,7 @@ def _trained(log: Log, policy: str) -> dict[Key, Feedback]:
     """How each pair ended that is in a durable checkpoint; what a learner said that had been replaced is void."""
     found: dict[Key, Feedback] = {}
     fences = read_fences(log)
-    for entry in entries(log, topics.FEEDBACK.name):
-        try:
-            one = decode(Feedback, entry.value, where=entry.where)
-        except RecordError:  # the scheduler has dead-lettered it
-            continue
+    for entry, one in records(log, topics.FEEDBACK.name, Feedback):
         is_trained = one.policy == policy and one.ending == "trained" and not fences.is_void(one, entry)
         if is_trained and one.pair_id is not None:
             found.setdefault((one.pair_id, one.content_hash), one)
@@ -128,11 +124,7 @@ def _trained(log: Log, policy: str) -> dict[Key, Feedback]:
 def _prompts(log: Log) -> Prompts:
     found: dict[int, list[Message] | None] = {}
     issuers = read_issuers(log)
-    for entry in entries(log, topics.PROMPTS.name):
-        try:
-            request = decode(PromptRequest, entry.value, where=entry.where)
-        except RecordError:  # a generator has dead-lettered it
-            continue
+    for entry, request in records(log, topics.PROMPTS.name, PromptRequest):
         if not issuers.is_void(request.claim, entry):
             found[request.number] = request.messages
     return found
@@ -141,11 +133,7 @@ def _prompts(log: Log) -> Prompts:
 def _pairs(log: Log, policy: str) -> Iterator[Pair]:
     """Each pair once: a stage that crashed has written some twice."""
     seen: set[Key] = set()
-    for entry in entries(log, topics.pairs(policy).name):
-        try:
-            pair = decode(Pair, entry.value, where=entry.where)
-        except RecordError:  # the learner has dead-lettered it
-            continue
+    for _, pair in records(log, topics.pairs(policy).name, Pair):
         if (key := (pair.pair_id, pair.content_hash)) not in seen:
             seen.add(key)
             yield pair

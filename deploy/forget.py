@@ -26,7 +26,7 @@ from streaming import topics
 from streaming.endings import FORGOTTEN
 from streaming.errors import ConfigError, NotReadyError, RecordError
 from streaming.heartbeat import role_states
-from streaming.history import entries
+from streaming.history import entries, records
 from streaming.log.protocol import Entry, Log
 from streaming.log.sqlite import SQLiteLog
 from streaming.records import (
@@ -239,7 +239,7 @@ def _gone(newest_s: float, kept_s: Mapping[str, float | None], topic: topics.Top
 def _left_elsewhere(
     log: Log, directory: Path, found: dict[topics.Topic, list[_Found]], prompt_id: str
 ) -> Iterator[str]:
-    told = [decode(Feedback, entry.value) for entry in _feedback_of(log, prompt_id)]
+    told = [one for _, one in records(log, topics.FEEDBACK.name, Feedback) if one.prompt_id == prompt_id]
     steps = sorted({(one.epoch, one.step) for one in told if one.ending == "consumed" and not one.reason})
     if steps:
         first = ", ".join(f"{step} (epoch {epoch})" for epoch, step in steps[:5])
@@ -261,14 +261,5 @@ def _is_probed(log: Log, found: dict[topics.Topic, list[_Found]]) -> bool:
         for one in held
         if isinstance(one.record, Group | Pair)
     ]
-    published = [decode(WeightVersion, entry.value) for entry in entries(log, topics.WEIGHTS.name)]
-    return any(one.probe is not None and tuple(one.probe.prompt_tokens) in prompts for one in published)
-
-
-def _feedback_of(log: Log, prompt_id: str) -> Iterator[Entry]:
-    for entry in entries(log, topics.FEEDBACK.name):
-        try:
-            if decode(Feedback, entry.value).prompt_id == prompt_id:
-                yield entry
-        except RecordError:
-            continue
+    published = records(log, topics.WEIGHTS.name, WeightVersion)
+    return any(one.probe is not None and tuple(one.probe.prompt_tokens) in prompts for _, one in published)

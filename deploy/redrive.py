@@ -25,7 +25,7 @@ from deploy.lookup import at
 from streaming import topics
 from streaming.errors import ConfigError, RecordError
 from streaming.fencing import without_claim
-from streaming.history import entries
+from streaming.history import records
 from streaming.log.by_reference import inlined, missing_blob
 from streaming.log.protocol import Entry, Log, Output, Partition
 from streaming.records import (
@@ -155,11 +155,7 @@ def parse_reason(text: str) -> re.Pattern[str]:
 def _read(log: Log, wanted: Wanted) -> tuple[set[Source], list[_Letter]]:
     marked: set[Source] = set()
     letters: list[_Letter] = []
-    for entry in entries(log, topics.DEAD_LETTER.name):
-        try:
-            letter = decode(DeadLetter, entry.value, where=entry.where)
-        except RecordError:  # nothing of ours reads it, so nobody dead-letters it
-            continue
+    for entry, letter in records(log, topics.DEAD_LETTER.name, DeadLetter):
         if letter.stage == MARK:
             marked.add(letter.source)
         elif wanted.takes(letter):
@@ -222,11 +218,7 @@ def _feedback(log: Log, letters: Sequence[_Letter]) -> dict[str, list[Output]]:
     found: dict[str, list[Output]] = {}
     if not groups:
         return found
-    for entry in entries(log, topics.FEEDBACK.name):  # all of it: another copy may have ended the request before
-        try:
-            one = decode(Feedback, entry.value, where=entry.where)
-        except RecordError:  # the scheduler has dead-lettered it
-            continue
+    for entry, one in records(log, topics.FEEDBACK.name, Feedback):  # another copy may have ended the request before
         if one.group_id in groups:
             found.setdefault(one.group_id, []).append(Output(entry.topic, entry.key, entry.value))
     return found

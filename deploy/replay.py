@@ -21,10 +21,9 @@ from deploy.inspect_log import newest_entries
 from streaming import topics
 from streaming.asking import Answers, ask
 from streaming.config import SelectionConfig
-from streaming.errors import RecordError
-from streaming.history import entries
+from streaming.history import decoded, entries, records
 from streaming.log.protocol import Entry, Log
-from streaming.records import Feedback, Group, Pair, Route, ScoredGroup, SourceRewards, decode
+from streaming.records import Feedback, Group, Pair, Route, ScoredGroup, SourceRewards
 from streaming.rewards import WeightedSource
 from streaming.scoring import penalty, scored
 from streaming.selector import prompt_text, select
@@ -149,17 +148,9 @@ def _count(rewards: Iterable[SourceRewards], into: dict[str, Rewards]) -> None:
 def _happened(log: Log, policy: str) -> dict[str, Outcome]:
     """By group: the selector's first word about it, as readers take it."""
     found: dict[str, Outcome] = {}
-    for entry in entries(log, topics.pairs(policy).name):
-        try:
-            pair = decode(Pair, entry.value, where=entry.where)
-        except RecordError:  # the learner has dead-lettered it
-            continue
+    for _, pair in records(log, topics.pairs(policy).name, Pair):
         found.setdefault(pair.group_id, _outcome_of(pair))
-    for entry in entries(log, topics.FEEDBACK.name):
-        try:
-            one = decode(Feedback, entry.value, where=entry.where)
-        except RecordError:  # the scheduler has dead-lettered it
-            continue
+    for _, one in records(log, topics.FEEDBACK.name, Feedback):
         is_selectors = one.policy == policy and one.stage.partition(".")[0] == "selector"
         if is_selectors and one.ending == "dropped":
             found.setdefault(one.group_id, Outcome("drop", one.reason))
@@ -179,15 +170,10 @@ def _scored_groups(log: Log, limit: int | None) -> Iterator[ScoredGroup]:
         entries(log, topic) if limit is None else newest_entries(log, log.end_offsets(topic), limit)
     )
     seen: set[bytes] = set()
-    for entry in found:
-        if entry.key in seen:
-            continue
-        try:
-            group = decode(ScoredGroup, entry.value, where=entry.where)
-        except RecordError:  # the selector has dead-lettered it
-            continue
-        seen.add(entry.key)
-        yield group
+    for entry, group in decoded(ScoredGroup, found):
+        if entry.key not in seen:
+            seen.add(entry.key)
+            yield group
 
 
 # Scoring again

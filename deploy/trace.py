@@ -16,7 +16,7 @@ from deploy.lookup import at, first_where, newest_first, since
 from streaming import topics
 from streaming.errors import ConfigError, RecordError
 from streaming.fencing import read_fences, read_issuers
-from streaming.history import entries
+from streaming.history import decoded, entries, records
 from streaming.log.protocol import Entry, Log
 from streaming.records import (
     FINAL_ENDINGS,
@@ -132,9 +132,8 @@ def _pair_by_id(log: Log, policies: Sequence[str], prefix: str) -> Stored[Pair] 
 
 def _request_by_group(log: Log, prefix: str) -> Stored[PromptRequest] | None:
     found: dict[bytes, Stored[PromptRequest]] = {}
-    for entry in entries(log, topics.PROMPTS.name):
-        request = _decoded(PromptRequest, entry)
-        if request is not None and (group_id := request.group_id).startswith(prefix):
+    for entry, request in records(log, topics.PROMPTS.name, PromptRequest):
+        if (group_id := request.group_id).startswith(prefix):
             found[group_id.encode()] = _stored(request, entry)
     return _only(found, "groups", prefix)
 
@@ -203,9 +202,8 @@ def _pairs_of(
     for policy in policies:
         if policy in told and told[policy] is None:
             continue
-        for entry in since(log, topics.pairs(policy).name, time_s):
-            pair = _decoded(Pair, entry)
-            if pair is not None and pair.group_id == group_id:
+        for entry, pair in decoded(Pair, since(log, topics.pairs(policy).name, time_s)):
+            if pair.group_id == group_id:
                 found.setdefault(pair.pair_id, _stored(pair, entry))
                 if len([one for one in found.values() if one.record.policy == policy]) >= pair.num_examples:
                     break

@@ -11,9 +11,10 @@ from deploy.roles import log_path, processes
 from deploy.status import Status, read_status
 from deploy.summary import Rounds
 from streaming import topics
-from streaming.errors import RecordError, StreamDPOError
+from streaming.errors import StreamDPOError
 from streaming.evaluation import Measurement, best_of, newest_of
 from streaming.heartbeat import role_states
+from streaming.history import decoded
 from streaming.log.protocol import Entry, Log
 from streaming.records import Feedback, Version, WeightVersion, decode
 
@@ -130,11 +131,7 @@ class Watch:
         """Whether anything was evaluated since the last look."""
         num_evaluated = 0
         while heard := self._feedback.read(max_records=1024, timeout_s=0):
-            for entry in heard:
-                try:
-                    one = decode(Feedback, entry.value, where=entry.where)
-                except RecordError:  # the scheduler has dead-lettered it
-                    continue
+            for entry, one in decoded(Feedback, heard):
                 if one.ending == "evaluated":
                     self._rounds.add(one)
                     num_evaluated += 1

@@ -1,14 +1,31 @@
 """Reading what a log already holds: between two offsets and no further. Changes nothing, joins no group."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from streaming.errors import RecordError
 from streaming.log.protocol import Entry, Log, Offsets
+from streaming.records import R, decode
 
 _MAX_RECORDS = 1024
 """Entries read at once."""
 
 _READ_S = 1.0
 """Everything asked for is durable already: a read that finds nothing for so long is tried again."""
+
+
+def records(log: Log, topic: str, kind: type[R]) -> Iterator[tuple[Entry, R]]:
+    """Every record that a topic holds at the moment of the first read, and the entry that it stands in."""
+    return decoded(kind, entries(log, topic))
+
+
+def decoded(kind: type[R], found: Iterable[Entry]) -> Iterator[tuple[Entry, R]]:
+    """The records in these entries. What is none is passed over: the topic's own reader has dead-lettered it."""
+    for entry in found:
+        try:
+            record = decode(kind, entry.value, where=entry.where)
+        except RecordError:
+            continue
+        yield entry, record
 
 
 def entries(log: Log, topic: str) -> Iterator[Entry]:

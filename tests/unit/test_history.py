@@ -1,5 +1,7 @@
-from streaming.history import before, between, entries
+from streaming.history import before, between, entries, records
 from streaming.log.protocol import Log, Output
+from streaming.records import Feedback, encode
+from tests.builders import make_feedback
 
 
 def append(log: Log, *values: bytes) -> None:
@@ -9,6 +11,12 @@ def append(log: Log, *values: bytes) -> None:
 def test_everything_that_a_topic_holds_is_read_in_order(log: Log) -> None:
     append(log, *(b"%d" % number for number in range(3000)))
     assert [entry.value for entry in entries(log, "feedback")] == [b"%d" % number for number in range(3000)]
+
+
+def test_what_is_no_record_is_passed_over(log: Log) -> None:
+    append(log, encode(make_feedback(1)), b"junk", encode(make_feedback(2)))
+    found = [(entry.offset, one.request_number) for entry, one in records(log, "feedback", Feedback)]
+    assert found == [(0, 1), (2, 2)]
 
 
 def test_an_empty_topic_has_no_entries(log: Log) -> None:
