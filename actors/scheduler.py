@@ -17,10 +17,12 @@ from actors.prompts import Prompt
 from actors.rounds import Rounds
 from streaming import topics
 from streaming.books import newest_carried
+from streaming.copies import dead_places
 from streaming.errors import RecordError
 from streaming.fencing import read_fences
 from streaming.heartbeat import Beats, Heartbeat, states_since
 from streaming.history import entries
+from streaming.log.by_reference import unfetched
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
 from streaming.records import (
@@ -132,10 +134,22 @@ class Scheduler:
             if not self._issuer.issuers.is_void(request.claim, entry):
                 self._issued(request)
         follow = dict(self._log.begin_offsets(topics.FEEDBACK.name))
+        broken = []
         for entry in entries(self._log, topics.FEEDBACK.name):
-            self._end(entry)
+            if (error := self._end(entry)) is not None:
+                broken.append((entry, error))
             follow[entry.topic, entry.partition] = entry.offset + 1
+        self._bury_new(broken)
         return follow
+
+    def _bury_new(self, broken: Sequence[tuple[Entry, RecordError]]) -> None:
+        """Dead letters of what no earlier start has made one of."""
+        if not broken:
+            return
+        dead = dead_places(entries(unfetched(self._log), topics.DEAD_LETTER.name))
+        for entry, error in broken:
+            if (entry.topic, entry.partition, entry.offset) not in dead:
+                self._bury(entry, error)
 
     def _first_weights(self) -> dict[tuple[str, int], int]:
         newest = self._log.newest(topics.WEIGHTS.name).values()
@@ -151,18 +165,23 @@ class Scheduler:
     def _hear(self, heard: Iterable[Entry]) -> None:
         for entry in heard:
             self._metrics.count("records_read_total", topic=topics.FEEDBACK.name)
-            self._end(entry)
+            if (error := self._end(entry)) is not None:
+                self._bury(entry, error)
 
-    def _end(self, entry: Entry) -> None:
+    def _bury(self, entry: Entry, error: RecordError) -> None:
+        self._metrics.count("dead_letters_total", stage=STAGE)
+        self._log.append([dead_letter(entry, error.what, STAGE)])
+
+    def _end(self, entry: Entry) -> RecordError | None:
+        """Take note of an ending; why the bytes are none, where they are none."""
         try:
             feedback = decode(Feedback, entry.value, where=entry.where)
         except RecordError as error:
-            self._metrics.count("dead_letters_total", stage=STAGE)
-            self._log.append([dead_letter(entry, error.what, STAGE)])
-            return
+            return error
         if feedback.policy == self._policy and not self._fences.is_void(feedback, entry):
             self._outstanding.end(feedback)
             self._rounds.end(feedback)
+        return None
 
     def _see_weights(self, published: Iterable[Entry]) -> None:
         for entry in published:

@@ -7,7 +7,7 @@ its earlier holder knew. Memory is bounded by ids, not by partitions: the oldest
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from streaming import topics
 from streaming.errors import RecordError, TrimmedError
@@ -83,15 +83,21 @@ class Copies:
         return {place: offset for place, offset in begins.items() if offset != self._next.get(place, 0)}
 
     def _before(self, ends: Offsets) -> list[str]:
-        """The ids just before these offsets, but for dead letters: if one of these comes again, that is to be done."""
+        """The ids just before these offsets, but for dead letters: if one of these comes again, that is to be done.
+
+        `streamdpo redrive` sends their bytes again.
+        """
         while True:
             try:
                 recent = before(self._log, ends, RECALLED_PER_PARTITION)
                 found = {_place(entry): one for entry in recent if (one := self._id_of(entry)) is not None}
-                dead = _dead_places(self._log) if found else set()
+                dead = dead_places(self._newest_letters()) if found else set()
             except TrimmedError:  # retention has overtaken the reading: less is left to be known
                 continue
             return [one for place, one in found.items() if place not in dead]
+
+    def _newest_letters(self) -> Iterator[Entry]:
+        return before(self._log, self._log.end_offsets(topics.DEAD_LETTER.name), DEAD_PER_PARTITION)
 
     def _id_of(self, entry: Entry) -> str | None:
         try:
@@ -100,11 +106,10 @@ class Copies:
             return None  # it is a dead letter already, and a copy of it becomes another
 
 
-def _dead_places(log: Log) -> set[tuple[str, int, int]]:
-    """Topic, partition and offset of what became a dead letter lately: its stage is not done with these bytes if
-    `streamdpo redrive` sends them again."""
+def dead_places(letters: Iterable[Entry]) -> set[tuple[str, int, int]]:
+    """Topic, partition and offset of what became one of these dead letters."""
     sources = []
-    for entry in before(log, log.end_offsets(topics.DEAD_LETTER.name), DEAD_PER_PARTITION):
+    for entry in letters:
         try:
             sources.append(decode(_LetterOutline, entry.value, where=entry.where).source)
         except RecordError:

@@ -44,7 +44,7 @@ _GROUPS = ("generators", "scorer", _SELECTORS)
 
 ROLES: dict[str, Access] = {
     "scheduler": Access(
-        reads=(topics.PROMPTS.name, topics.FEEDBACK.name, topics.BOOKS.name, *_FOLLOWED),
+        reads=(topics.PROMPTS.name, topics.FEEDBACK.name, topics.BOOKS.name, topics.DEAD_LETTER.name, *_FOLLOWED),
         writes=(topics.PROMPTS.name, topics.BOOKS.name, *_TOLD),
     ),
     "generator": Access(

@@ -22,6 +22,7 @@ from streaming.log import open_log
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
 from streaming.records import (
+    DeadLetter,
     Feedback,
     Fence,
     PromptRequest,
@@ -288,6 +289,23 @@ def test_bytes_that_are_no_feedback_are_dead_lettered_and_hold_nothing_up(log):
         end(log, make_feedback(0))
         until(lambda: len(issued(log)) == 4)
     assert len(list(entries(log, topics.DEAD_LETTER.name))) == 1
+
+
+def test_bytes_that_are_no_feedback_become_one_dead_letter_however_often_the_scheduler_starts(log):
+    """Each start used to write another one."""
+
+    def dead() -> list[bytes]:
+        return [decode(DeadLetter, entry.value).value for entry in entries(log, topics.DEAD_LETTER.name)]
+
+    log.append([Output(topics.FEEDBACK.name, b"group", b"while nobody listened")])
+    for _ in range(2):
+        with scheduling(log):
+            until(lambda: state(log).health == "ready")
+    assert dead() == [b"while nobody listened"]
+    log.append([Output(topics.FEEDBACK.name, b"group", b"later")])
+    with scheduling(log):
+        until(lambda: len(dead()) == 2)
+    assert sorted(dead()) == [b"later", b"while nobody listened"]
 
 
 def test_a_slot_that_is_free_is_filled_at_once(log):
