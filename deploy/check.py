@@ -259,14 +259,11 @@ def check_devices(config: RunConfig) -> str:
     """A GPU for every generator and rank, where there are GPUs at all."""
     import torch
 
+    from deploy.fleet import gpus_by_role, num_gpus_needed
+
     num_gpus = torch.cuda.device_count()
     if num_gpus == 0:
         return f"no GPU; {os.cpu_count()} CPU cores"
-    needed = config.generation.num_generators + sum(one.learner.world_size for one in config.every_policy)
-    if needed > num_gpus and not os.environ.get("RAY_ADDRESS"):
-        raise NotReadyError(
-            f"{needed} GPUs are needed (one per generator and rank), {num_gpus} are here",
-            where="generation.num_generators, learner.world_size",
-            do="Lower one of them, or set RAY_ADDRESS to a cluster.",
-        )
-    return f"{num_gpus} GPUs, {needed} needed"
+    if not os.environ.get("RAY_ADDRESS"):
+        gpus_by_role(config, num_gpus)
+    return f"{num_gpus} GPUs, {num_gpus_needed(config)} needed"

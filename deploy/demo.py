@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from deploy.config import RunConfig, load_config
+from deploy.config import RunConfig, load_config, run_directory
 from deploy.demo_task import NUM_HELDOUT, base_model, write_prompts
 from streaming.evaluation import Measurement, merit
 
@@ -81,10 +81,9 @@ def run_demo(folder: Path = FOLDER) -> int:
     preflight(config)
     with opened_view() as view:
         outcome = launch(config, view)
-    assert config.directory is not None, "load_config fills it in"
     print(f"\n{outcome.reason} after {outcome.elapsed_s:.0f} s")
-    rise = describe(outcome.measured, Path(config.directory))
-    print(f"report:  {write_report(Path(config.directory))}")
+    rise = describe(outcome.measured, run_directory(config))
+    print(f"report:  {write_report(run_directory(config))}")
     if rise is None or rise < MIN_RISE:
         print(f"FAILED: the held-out reward had to rise by {MIN_RISE:g}")
         return 1

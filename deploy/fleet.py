@@ -270,19 +270,23 @@ def _rank_environment(rank: int, world_size: int) -> dict[str, str]:
     }
 
 
+def num_gpus_needed(config: RunConfig) -> int:
+    return config.generation.num_generators + sum(policy.learner.world_size for policy in config.every_policy)
+
+
 def gpus_by_role(config: RunConfig, num_gpus: int) -> dict[str, int]:
     """A GPU for each generator and rank where there are any, and one for the scorer where one is left.
 
     Raises NotReadyError where there are some, but too few.
     """
-    needed = config.generation.num_generators + sum(policy.learner.world_size for policy in config.every_policy)
+    needed = num_gpus_needed(config)
     if num_gpus == 0:
         return {}
     if num_gpus < needed:
         raise NotReadyError(
-            f"{needed} GPUs are needed (one per generator and rank), Ray has {num_gpus}",
+            f"{needed} GPUs are needed (one per generator and rank), there are {num_gpus}",
             where="generation.num_generators, learner.world_size",
-            do="Lower one of them, or give Ray more GPUs.",
+            do="Lower one of them, or set RAY_ADDRESS to a cluster that has more.",
         )
     return {"generator": 1, "learner": 1, "scorer": int(num_gpus > needed)}
 

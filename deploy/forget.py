@@ -21,7 +21,7 @@ from deploy import forgotten_blobs
 from deploy.config import RunConfig
 from deploy.forgotten_blobs import Removed
 from deploy.lock import only_launcher
-from deploy.status import SILENT_S
+from deploy.status import is_live
 from streaming import topics
 from streaming.endings import FORGOTTEN
 from streaming.errors import ConfigError, NotReadyError, RecordError
@@ -137,11 +137,7 @@ def _empty(response: Response) -> Response:
 
 
 def _refuse_while_running(log: Log) -> None:
-    live = [
-        state.role_id
-        for state in role_states(log).values()
-        if state.health not in ("stopped", "failed") and time.time() - state.time_s < SILENT_S
-    ]
+    live = [state.role_id for state in role_states(log).values() if is_live(state, time.time())]
     if live:
         raise NotReadyError(
             f"the run is running: {', '.join(live)}",

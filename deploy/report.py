@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from deploy.config import RunConfig, load_run, run_directory
 from deploy.figures import figures
 from deploy.roles import open_run_log
+from deploy.status import is_live
 from deploy.summary import (
     RunSummary,
     add_feedback,
@@ -36,9 +37,6 @@ from streaming.records import Feedback, Pair, Record, Response, RoleState, Score
 from streaming.weights import write_durably
 
 NAME = "report.html"
-
-SILENT_S = 15.0
-"""A role beats once a second; one that has been silent this long is not running."""
 
 MAX_TEXT = 4000
 """Characters of a prompt or response shown; the log holds the rest."""
@@ -170,8 +168,9 @@ def condition(states: list[RoleState], now: float) -> str:
         return f"failed: {failed.role_id}" + (f" ({failed.message})" if failed.message else "")
     if all(state.health == "stopped" for state in states):
         return "over"
-    newest = max(state.time_s for state in states)
-    return "in progress" if now - newest < SILENT_S else f"interrupted, last sign of life {moment(newest)}"
+    if any(is_live(state, now) for state in states):
+        return "in progress"
+    return f"interrupted, last sign of life {moment(max(state.time_s for state in states))}"
 
 
 def sides(pair: Pair) -> Mapping[str, Response]:

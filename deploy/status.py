@@ -53,12 +53,18 @@ def _lags(log: Log, config: RunConfig) -> dict[str, int]:
     return lags
 
 
+def is_live(state: RoleState, now_s: float) -> bool:
+    """Whether a role is running, as far as its last beat tells."""
+    return not _is_over(state) and now_s - state.time_s <= SILENT_S
+
+
 def health_of(state: RoleState, now_s: float) -> str:
     """The health that a role told, unless it has been silent for too long."""
-    silent_s = now_s - state.time_s
-    if state.health not in ("stopped", "failed") and silent_s > SILENT_S:
-        return f"silent {silent_s:.0f} s"
-    return state.health
+    return state.health if _is_over(state) or is_live(state, now_s) else f"silent {now_s - state.time_s:.0f} s"
+
+
+def _is_over(state: RoleState) -> bool:
+    return state.health in ("stopped", "failed")
 
 
 def shares(before: RoleState | None, now: RoleState) -> dict[str, float]:

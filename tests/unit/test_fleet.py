@@ -115,7 +115,7 @@ def test_generators_and_ranks_have_a_gpu_each_and_the_scorer_what_is_left():
 
 
 def test_too_few_gpus_are_counted_for_the_person():
-    with pytest.raises(NotReadyError, match=r"3 GPUs are needed .*, Ray has 2"):
+    with pytest.raises(NotReadyError, match=r"3 GPUs are needed .*, there are 2"):
         gpus_by_role(config(world_size=2), 2)
 
 

@@ -317,6 +317,7 @@ def test_roles_stand_in_the_order_in_which_a_prompt_meets_them() -> None:
 
 BEATING = make_role("learner", time_s=NOW - 1)
 STOPPED = make_role("scorer", time_s=NOW - 99, health="stopped")
+STOPPED_NOW = make_role("scorer", time_s=NOW - 1, health="stopped")
 
 
 @pytest.mark.parametrize(
@@ -326,6 +327,7 @@ STOPPED = make_role("scorer", time_s=NOW - 99, health="stopped")
         ([BEATING, STOPPED], "in progress"),
         ([STOPPED], "over"),
         ([STOPPED, make_role(time_s=NOW - 60)], "interrupted, last sign of life 2023-11-14 22:12:20 UTC"),
+        ([STOPPED_NOW, make_role(time_s=NOW - 60)], "interrupted, last sign of life 2023-11-14 22:13:19 UTC"),
         ([BEATING, make_role("generator", health="failed", message="no memory")], "failed: generator-0 (no memory)"),
     ],
 )
