@@ -4,8 +4,10 @@ Tokens are those of the tiny model's tokenizer (`deploy.tiny_model`): one per ch
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from deploy.config import RunConfig
 from deploy.tiny_model import CHARACTERS
 from streaming.log.protocol import Entry
 from streaming.records import (
@@ -176,6 +178,20 @@ def make_role(role: str = "learner", *, index: int = 0, **fields: Any) -> RoleSt
     """A heartbeat."""
     defaults: dict[str, Any] = {"role": role, "role_id": f"{role}-{index}", "pid": 1, "host": "host", "time_s": 0.0}
     return RoleState(**{**defaults, **fields})
+
+
+LEAST: dict[str, Any] = {
+    "name": "mine",
+    "model": "model",
+    "prompts": {"path": "prompts.jsonl"},
+    "rewards": [{"name": "length", "function": "reward.py:score"}],
+}
+"""What every run's file has to say."""
+
+
+def make_config(directory: str | Path = "runs/mine", **changed: Any) -> RunConfig:
+    """The settings of a run that lies in `directory`. Nothing that they name is there."""
+    return RunConfig.model_validate({**LEAST, "directory": str(directory), **changed})
 
 
 def make_entry(

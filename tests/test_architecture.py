@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "learner": {"streaming", "learner"},
     "deploy": {"streaming", "actors", "learner", "deploy"},
 }
-HEAVY = {"torch", "vllm", "ray", "deepspeed", "transformers", "kafka", "datasets"}
+HEAVY = {"torch", "vllm", "ray", "deepspeed", "transformers", "kafka", "datasets", "pyarrow"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 LONGER_FUNCTIONS: dict[str, str] = {}

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.config import RunConfig
 from deploy.fleet import OBJECT_STORE_BYTES, Fleet
 from streaming.heartbeat import NO_HISTORY
+from tests.builders import make_config
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +37,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Timer]:
 
 def test_a_learner_that_waits_for_a_gpu_keeps_the_launcher_from_nothing(held, tmp_path):
     """The launcher waited for its address, for ever and deaf to Ctrl-C."""
-    rewards = [{"name": "length", "function": "reward.py:score"}]
-    places = {"model": str(tmp_path / "model"), "directory": str(tmp_path), "prompts": {"path": "prompts.jsonl"}}
-    fleet = Fleet(RunConfig.model_validate({"name": "mine", "rewards": rewards} | places), history=NO_HISTORY)
+    fleet = Fleet(make_config(tmp_path, model=str(tmp_path / "model")), history=NO_HISTORY)
     assert held.is_alive(), "the GPUs are still reserved"
     hurry = threading.Event()
     hurry.set()

@@ -10,6 +10,7 @@ from deploy.check import all_checks, check_disk, check_model_files, check_ports,
 from deploy.config import RunConfig, load_config
 from deploy.tiny_model import save_tiny_model
 from streaming.errors import DataError, NotReadyError, StreamDPOError
+from tests.builders import LEAST
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +24,8 @@ def prepared(folder: Path, model: Path, *, prompts: list | None = None, **change
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "reward.py").write_text("def score(completions, **rest):\n    return [len(c) for c in completions]\n")
     settings = {
-        "name": "mine",
+        **LEAST,
         "model": str(model),
-        "prompts": {"path": "prompts.jsonl"},
-        "rewards": [{"name": "length", "function": "reward.py:score"}],
         "generation": {"engine": {"kind": "transformers"}},
         **changed,
     }

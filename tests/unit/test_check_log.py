@@ -13,6 +13,7 @@ from streaming.errors import ConfigError, StreamDPOError
 from streaming.log.kafka_acls import ROLES
 from streaming.log.kafka_topics import open_admin
 from streaming.topics import all_topics
+from tests.builders import LEAST
 from tests.kafka_cluster import Address, free_ports
 
 NUM_TOPICS = len(all_topics("policy"))
@@ -22,10 +23,9 @@ def run_on(folder: Path, name: str, servers: str, **kafka: Any) -> Path:
     """A run's file; nothing of it but the log is there."""
     copies = {"replication_factor": 1, "min_insync_replicas": 1}
     settings = {
+        **LEAST,
         "name": name,
         "model": "nowhere/model",
-        "prompts": {"path": "prompts.jsonl"},
-        "rewards": [{"name": "length", "function": "reward.py:score"}],
         "generation": {"engine": {"kind": "transformers"}},
         "log": {"url": f"kafka://{servers}", "kafka": {**copies, **kafka}},
     }
@@ -49,8 +49,10 @@ def test_missing_topics_are_told_and_created_when_asked_to(tmp_path: Path, kafka
     missing = looked_at(config)["topics"]
     assert "not there: create.prompts, create.candidates" in missing
     assert "streamdpo check CONFIG --create-topics" in missing
-    assert looked_at(config, create_topics=True)["topics"].startswith("9 as wanted, created: create.prompts")
-    assert looked_at(config)["topics"] == "9 as wanted, none created"
+    assert looked_at(config, create_topics=True)["topics"].startswith(
+        f"{NUM_TOPICS} as wanted, created: create.prompts"
+    )
+    assert looked_at(config)["topics"] == f"{NUM_TOPICS} as wanted, none created"
 
 
 def test_a_topic_that_differs_is_told_with_the_command_that_mends_it(tmp_path: Path, kafka: Address) -> None:
@@ -80,7 +82,7 @@ def test_rights_are_asked_for_every_role_or_for_one(tmp_path: Path, kafka: Addre
 
 def test_the_command_line_creates_topics_and_says_so(tmp_path: Path, kafka: Address, capsys: Any) -> None:
     execute(["check", str(run_on(tmp_path, "command", kafka.bootstrap)), "--create-topics"])
-    assert "ok    topics: 9 as wanted, created: command.prompts" in capsys.readouterr().out
+    assert f"ok    topics: {NUM_TOPICS} as wanted, created: command.prompts" in capsys.readouterr().out
 
 
 def test_the_command_line_prints_the_rights_of_each_role(tmp_path: Path, capsys: Any) -> None:

@@ -8,19 +8,12 @@ from deploy.check_policies import check_policy
 from deploy.config import RunConfig
 from deploy.tiny_model import save_tiny_model
 from streaming.errors import NotReadyError
+from tests.builders import make_config
 
 
 def config(folder: Path, **said: Any) -> RunConfig:
     save_tiny_model(folder / "model")
-    return RunConfig.model_validate(
-        {
-            "name": "mine",
-            "model": str(folder / "model"),
-            "prompts": {"path": "prompts.jsonl"},
-            "rewards": [{"name": "length", "function": "reward.py:score"}],
-            "policies": {"b": said},
-        }
-    )
+    return make_config(folder, model=str(folder / "model"), policies={"b": said})
 
 
 def test_a_further_policy_with_the_same_tokenizer_may_learn_beside_the_runs_own(tmp_path: Path) -> None:

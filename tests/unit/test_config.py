@@ -6,17 +6,11 @@ import yaml
 from deploy.config import RunConfig, changes, json_schema, load_config, load_run, run_directory, save_config
 from streaming.config import Reload
 from streaming.errors import ConfigError
-
-MINIMAL = {
-    "name": "mine",
-    "model": "model",
-    "prompts": {"path": "prompts.jsonl"},
-    "rewards": [{"name": "length", "function": "reward.py:score"}],
-}
+from tests.builders import LEAST
 
 
 def write(path: Path, **changed) -> Path:
-    path.write_text(yaml.safe_dump(MINIMAL | changed))
+    path.write_text(yaml.safe_dump(LEAST | changed))
     return path
 
 

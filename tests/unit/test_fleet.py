@@ -4,23 +4,11 @@ from deploy.config import RunConfig
 from deploy.fleet import MAX_FAILURES, STEADY_S, Backoff, gpus_by_role, in_units, is_hopeless, refuse_shared_file, turn
 from deploy.roles import Process, may_join, policy_of, port_of, processes
 from streaming.errors import ConfigError, DataError, LogError, NonFiniteError, NotReadyError, SupersededError
-
-
-def config(**learner) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "name": "mine",
-            "model": "model",
-            "prompts": {"path": "prompts.jsonl"},
-            "rewards": [{"name": "length", "function": "reward.py:score"}],
-            "learner": learner,
-        }
-    )
+from tests.builders import make_config
 
 
 def two_policies() -> RunConfig:
-    settings = config(world_size=2).model_dump() | {"policies": {"b": {"learner": {"world_size": 1}}}}
-    return RunConfig.model_validate(settings)
+    return make_config(learner={"world_size": 2}, policies={"b": {"learner": {"world_size": 1}}})
 
 
 def test_every_policy_has_a_selector_and_the_ranks_of_each_learner_start_together():
@@ -37,8 +25,7 @@ def test_every_policy_has_a_selector_and_the_ranks_of_each_learner_start_togethe
 
 
 def test_scorers_and_selectors_may_be_several():
-    several = {"scoring": {"num_processes": 2}, "selection": {"num_processes": 2}, "policies": {"b": {}}}
-    shared = RunConfig.model_validate(config().model_dump() | several)
+    shared = make_config(scoring={"num_processes": 2}, selection={"num_processes": 2}, policies={"b": {}})
     ids = [process.role_id for process in processes(shared)]
     assert [one for one in ids if "scorer" in one or "selector" in one] == [
         "scorer-0", "scorer-1", "selector-0", "selector-1", "selector.b-0", "selector.b-1",
@@ -55,13 +42,13 @@ def test_more_generators_scorers_and_selectors_may_join_a_run_and_nothing_else()
 
 
 def test_a_process_that_has_joined_takes_no_other_ones_port():
-    settings = RunConfig.model_validate(config().model_dump() | {"metrics": {"port": 9000}})
+    settings = make_config(metrics={"port": 9000})
     assert [port_of(settings, process) for process in processes(settings)] == [9000, 9001, 9002, 9003, 9004]
     assert port_of(settings, Process("generator", 1)) is None
 
 
 def test_processes_of_a_kind_take_nodes_in_turn():
-    settings = RunConfig.model_validate(config().model_dump() | {"generation": {"num_generators": 4}})
+    settings = make_config(generation={"num_generators": 4})
     every = processes(settings)
     turns = [turn(process, every) for process in every if process.kind in ("generator", "scorer", "selector")]
     assert turns == [0, 1, 2, 3, 4, 5], "a learner between them takes no turn"
@@ -109,14 +96,14 @@ def test_what_starting_again_cannot_mend_is_not_started_again(error, hopeless):
 
 
 def test_generators_and_ranks_have_a_gpu_each_and_the_scorer_what_is_left():
-    assert gpus_by_role(config(), 0) == {}
-    assert gpus_by_role(config(), 2) == {"generator": 1, "learner": 1, "scorer": 0}
-    assert gpus_by_role(config(), 3)["scorer"] == 1
+    assert gpus_by_role(make_config(), 0) == {}
+    assert gpus_by_role(make_config(), 2) == {"generator": 1, "learner": 1, "scorer": 0}
+    assert gpus_by_role(make_config(), 3)["scorer"] == 1
 
 
 def test_too_few_gpus_are_counted_for_the_person():
     with pytest.raises(NotReadyError, match=r"3 GPUs are needed .*, there are 2"):
-        gpus_by_role(config(world_size=2), 2)
+        gpus_by_role(make_config(learner={"world_size": 2}), 2)
 
 
 def test_a_log_in_a_file_is_refused_on_a_cluster_of_several_nodes():

@@ -5,7 +5,7 @@ import pytest
 
 from actors.prompts import Prompt
 from actors.scheduler import Prompts
-from deploy.config import RunConfig, load_config
+from deploy.config import RunConfig
 from deploy.forget import forget, forgotten, redacted, told, without_forgotten
 from learner.limits import Limits
 from streaming import topics
@@ -19,7 +19,7 @@ from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
 from streaming.records import DeadLetter, Probe, Record, Source, decode, encode
 from streaming.selector import select
-from tests.builders import make_feedback, make_group, make_pair, make_prompt, make_scored, make_weights
+from tests.builders import make_config, make_feedback, make_group, make_pair, make_prompt, make_scored, make_weights
 from tests.fakes import Crash, CrashingLog
 
 SECRET = "7+1="
@@ -28,9 +28,7 @@ SECRET = "7+1="
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    path = tmp_path / "run.yaml"
-    path.write_text("{name: one, model: model, prompts: {path: prompts.jsonl}, rewards: [{name: a, function: a:b}]}")
-    return load_config(path)
+    return make_config(tmp_path / "run")
 
 
 def letter(number: int) -> DeadLetter:

@@ -9,17 +9,11 @@ from deploy.launcher import Interrupts, Outcome, limit, prepare
 from streaming.errors import ConfigError
 from streaming.evaluation import Measurement
 from streaming.records import Version
-
-SETTINGS = {
-    "name": "mine",
-    "model": "owner/model",
-    "prompts": {"path": "prompts.jsonl"},
-    "rewards": [{"name": "length", "function": "reward.py:score"}],
-}
+from tests.builders import LEAST
 
 
 def config(folder: Path, **changed) -> RunConfig:
-    (folder / "run.yaml").write_text(yaml.safe_dump({**SETTINGS, **changed}))
+    (folder / "run.yaml").write_text(yaml.safe_dump({**LEAST, "model": "owner/model", **changed}))
     return load_config(folder / "run.yaml")
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config import load_config, run_directory
+from deploy.config import run_directory
 from deploy.launcher import launch
 from deploy.lock import only_launcher
 from streaming.errors import NotReadyError
+from tests.builders import make_config
 
 HOLD = (
     "import sys, time; from pathlib import Path; from deploy.lock import only_launcher\n"
@@ -39,9 +40,7 @@ def test_a_launcher_that_was_killed_locks_nobody_out(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_running_is_not_started_again_and_keeps_its_settings(tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text("{name: one, model: model, prompts: {path: prompts.jsonl}, rewards: [{name: a, function: a:b}]}")
-    config = load_config(path)
+    config = make_config(tmp_path / "run")
     directory = run_directory(config)
     with only_launcher(directory), pytest.raises(NotReadyError, match="running already"):
         launch(config, view=None)  # type: ignore[arg-type]  # it comes to no view

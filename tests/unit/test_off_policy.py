@@ -2,14 +2,7 @@ from learner.off_policy import LOOK_S, Samplers, has_selected_all
 from streaming.log.protocol import Log, Output
 from streaming.records import Version, WeightVersion, encode
 from tests.builders import make_pair, make_scored, make_weights
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.fakes import Clock
 
 
 def publish(log: Log, version: Version, *, policy: str = "a", lineage: list[Version] | None = None) -> None:
@@ -43,7 +36,7 @@ def test_ages_grow_with_the_sampler_after_a_moment(log: Log) -> None:
     publish(log, Version(1, 1))
     assert age(samplers, Version(1, 1)) == 0
     publish(log, Version(1, 5))
-    clock.now_s = LOOK_S
+    clock.advance(LOOK_S)
     assert age(samplers, Version(1, 1)) == 4
 
 

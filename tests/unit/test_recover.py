@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from actors.pacing import Outstanding
-from deploy.config import RunConfig, load_config, run_directory
+from deploy.config import RunConfig, run_directory
 from deploy.recover import recover
 from deploy.roles import open_run_log
 from learner import checkpoint
@@ -17,7 +17,7 @@ from streaming.books import newest_carried
 from streaming.errors import ConfigError, NotReadyError
 from streaming.log.protocol import Output
 from streaming.records import encode
-from tests.builders import make_prompt
+from tests.builders import make_config, make_prompt
 from tests.unit.test_checkpoint import FileEngine, make_state
 
 SETTLED = SettledState([(0, 40), (50, 90)], [Taken(95, "content", "settings", 2, [0])])
@@ -25,9 +25,7 @@ SETTLED = SettledState([(0, 40), (50, 90)], [Taken(95, "content", "settings", 2,
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    path = tmp_path / "run.yaml"
-    path.write_text("{name: one, model: model, prompts: {path: prompts.jsonl}, rewards: [{name: a, function: a:b}]}")
-    return load_config(path)
+    return make_config(tmp_path / "run")
 
 
 @pytest.fixture

@@ -3,27 +3,14 @@ from typing import Any
 
 import pytest
 
-from deploy.config import RunConfig
 from deploy.remote import check_stores, remote_weights, weights_cache
 from streaming.errors import ConfigError, NotReadyError, TooLargeError
 from streaming.log.protocol import Log
 from streaming.metrics import Metrics
 from streaming.records import Version
 from streaming.remote import RemoteFolder
-from tests.builders import make_weights
+from tests.builders import make_config, make_weights
 from tests.s3_server import S3Server
-
-
-def settings(**changed: Any) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "name": "run",
-            "model": "model",
-            "prompts": {"path": "p"},
-            "rewards": [{"name": "a", "function": "r:f"}],
-            **changed,
-        }
-    )
 
 
 def folder(url: str, pauses: list[float]) -> RemoteFolder:
@@ -77,29 +64,30 @@ def test_times_of_files_are_unix_times_whatever_the_file_system_calls_them(tmp_p
 
 def test_stores_are_tried_out_and_left_as_they_were(tmp_path: Path, s3: S3Server) -> None:
     bucket = s3.make_bucket("checked")
-    config = settings(log={"blobs": str(tmp_path / "blobs")}, learner={"publish": {"url": f"{bucket}/weights"}})
+    config = make_config(log={"blobs": str(tmp_path / "blobs")}, learner={"publish": {"url": f"{bucket}/weights"}})
     assert check_stores(config) == f"{tmp_path}/blobs, {bucket}/weights"
     assert list((tmp_path / "blobs").iterdir()) == []
 
 
 def test_without_a_store_nothing_is_tried_out() -> None:
-    assert check_stores(settings()).startswith("none")
+    assert check_stores(make_config()).startswith("none")
 
 
 def test_a_store_that_does_not_take_anything_is_found_before_the_run(s3: S3Server) -> None:
     with pytest.raises(NotReadyError, match="nothing to write it into"):
-        check_stores(settings(learner={"publish": {"url": "s3://no-such-bucket/weights"}}))
+        check_stores(make_config(learner={"publish": {"url": "s3://no-such-bucket/weights"}}))
 
 
 def test_every_run_and_policy_has_a_folder_of_its_own() -> None:
-    config = settings(learner={"publish": {"url": "memory://shared/"}}, policies={"b": {"learner": {"optimizer": {}}}})
+    policies = {"b": {"learner": {"optimizer": {}}}}
+    config = make_config(learner={"publish": {"url": "memory://shared/"}}, policies=policies)
     found = [remote_weights(config, policy) for policy in config.every_policy]
-    assert [one and one.url for one in found] == ["memory://shared/run/policy", "memory://shared/run/b"]
-    assert remote_weights(settings(), settings().every_policy[0]) is None
+    assert [one and one.url for one in found] == ["memory://shared/mine/policy", "memory://shared/mine/b"]
+    assert remote_weights(make_config(), make_config().every_policy[0]) is None
 
 
 def test_the_cache_is_one_per_run_and_policy(tmp_path: Path, log: Log) -> None:
-    config = settings(generation={"weights_cache": str(tmp_path)})
+    config = make_config(generation={"weights_cache": str(tmp_path)})
     record = make_weights(Version(1, 2), manifest_sha256="ab" * 32)
     place = weights_cache(config, log, Metrics("generator")).place(record)
-    assert place == tmp_path / "run" / "policy" / "1.2-abababababababab"
+    assert place == tmp_path / "mine" / "policy" / "1.2-abababababababab"

@@ -13,6 +13,7 @@ from deploy.tiny_model import save_tiny_model
 from streaming import topics
 from streaming.config import SelectionConfig
 from streaming.log.protocol import Log, Output
+from tests.builders import make_config
 from tests.recorded import SETTINGS, record_request, record_scored, record_selection
 
 LENGTHS = "def score(completions, **rest):\n    return [float(len(text)) for text in completions]\n"
@@ -20,17 +21,8 @@ LENGTHS = "def score(completions, **rest):\n    return [float(len(text)) for tex
 
 def config(folder: Path, *, reward: str = LENGTHS, selection: SelectionConfig = SETTINGS, **changed: Any) -> RunConfig:
     (folder / "reward.py").write_text(reward)
-    return RunConfig.model_validate(
-        {
-            "name": "mine",
-            "model": "model",
-            "directory": str(folder),
-            "prompts": {"path": "prompts.jsonl"},
-            "rewards": [{"name": "reward", "function": f"{folder}/reward.py:score"}],
-            "selection": selection.model_dump(),
-            **changed,
-        }
-    )
+    rewards = [{"name": "reward", "function": f"{folder}/reward.py:score"}]
+    return make_config(folder, rewards=rewards, selection=selection.model_dump(), **changed)
 
 
 def again(

@@ -11,7 +11,7 @@ from deploy.watch import Watch
 from streaming.errors import ConfigError
 from streaming.log.protocol import Log, Output
 from streaming.records import Version, encode
-from tests.builders import make_feedback, make_role, make_weights
+from tests.builders import make_config, make_feedback, make_role, make_weights
 
 
 class Told:
@@ -28,17 +28,7 @@ class Told:
 
 
 def config(folder: Path, **changed: Any) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "name": "mine",
-            "model": "model",
-            "directory": str(folder),
-            "prompts": {"path": "prompts.jsonl"},
-            "rewards": [{"name": "length", "function": "reward.py:score"}],
-            "policies": {"b": {}},
-            **changed,
-        }
-    )
+    return make_config(folder, policies={"b": {}}, **changed)
 
 
 def watch(log: Log, folder: Path, **changed: Any) -> tuple[Watch, Told]:
