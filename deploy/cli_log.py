@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -16,9 +16,6 @@ from rich.console import Console
 from deploy.config import RunConfig, load_run, load_started, run_directory
 from streaming.errors import ConfigError
 from streaming.log.protocol import Log
-
-if TYPE_CHECKING:
-    from streaming.audit import Balance
 
 Run = Annotated[Path, typer.Argument(help="The run's directory, or its YAML file.", show_default=False)]
 Set = Annotated[
@@ -84,37 +81,15 @@ def audit(
 
     A run that a limit or a signal ended has requests on their way: they are no loss, its next start goes on with them.
     """
+    from deploy.balance import told
     from streaming.audit import audit_log
 
     with _opened(run) as (settings, log):
         balances = [audit_log(log, policy=policy.name) for policy in settings.every_policy]
     for balance in balances:
-        _print_balance(balance, final=final)
+        print(told(balance, final=final))
     is_right = [balance.is_balanced or not (final or balance.ended_twice) for balance in balances]
     raise typer.Exit(0 if all(is_right) else 1)
-
-
-def _print_balance(balance: "Balance", *, final: bool) -> None:
-    print(f"{balance.num_requests} requests of {balance.policy}")
-    for (ending, reason), count in sorted(balance.endings.items()):
-        print(f"  {ending}{f' ({reason})' if reason else ''}: {count}")
-    under_way = len(balance.not_ended) - len(balance.consumed)
-    print(f"  in a step whose checkpoint is not durable yet: {len(balance.consumed)}")
-    print(f"  on their way: {under_way}{_some(balance.not_ended) if final else ''}")
-    print(f"  ended twice: {len(balance.ended_twice)}{_some(balance.ended_twice)}")
-    if balance.unreadable:
-        places = f"{', '.join(balance.unreadable[:10])}{' ...' if len(balance.unreadable) > 10 else ''}"
-        print(f"  bytes that are no record, and dead letters: {len(balance.unreadable)} ({places})")
-    if balance.carried_s is not None:
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(balance.carried_s))
-        print(f"  part of the log is past retention: this goes on from the balance carried at {at}")
-    if not balance.is_whole:
-        print("  part of the log is past retention and in no carried balance: what ended there is not counted")
-
-
-def _some(numbers: Sequence[int]) -> str:
-    more = " ..." if len(numbers) > 10 else ""
-    return f" (requests {', '.join(map(str, numbers[:10]))}{more})" if numbers else ""
 
 
 def trace(

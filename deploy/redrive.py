@@ -23,9 +23,11 @@ import msgspec
 
 from deploy.lookup import at
 from streaming import topics
+from streaming.dead_letters import MARK
 from streaming.errors import ConfigError, RecordError
-from streaming.fencing import without_claim
+from streaming.fencing import read_fences, without_claim
 from streaming.history import records
+from streaming.keys import group_under
 from streaming.log.by_reference import inlined, missing_blob
 from streaming.log.protocol import Entry, Log, Output, Partition
 from streaming.records import (
@@ -39,11 +41,10 @@ from streaming.records import (
     encode,
 )
 
-MARK = "redrive"
-"""Stage of the marks in the dead-letter topic: they have no bytes, and name the place of a letter that went."""
-
 _CHUNK = 64
 """Letters sent together: a few megabytes."""
+
+_NOT_DONE = "its stage is not done with it yet: try again in a moment"
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
@@ -80,9 +81,9 @@ class Planned(NamedTuple):
 class _Asked(NamedTuple):
     """Which request bytes belong to."""
 
-    number: int
     group_id: str
-    is_eval: bool
+    number: int | None = None  # None where only the key names the group
+    is_eval: bool = False
 
 
 class _Group(Outline, frozen=True, kw_only=True):
@@ -96,6 +97,13 @@ class _Scored(Outline, frozen=True, kw_only=True):
 class _Pair(Outline, frozen=True, kw_only=True):
     request_number: int
     group_id: str
+
+
+class _Heard(NamedTuple):
+    """Feedback, and the output that wrote it."""
+
+    output: Output
+    feedback: Feedback
 
 
 class _Letter(NamedTuple):
@@ -166,10 +174,11 @@ def _read(log: Log, wanted: Wanted) -> tuple[set[Source], list[_Letter]]:
 
 
 def _planned(
-    one: _Letter, marked: set[Source], told: Mapping[str, list[Output]], ends: Mapping[Partition, int]
+    one: _Letter, marked: set[Source], told: Mapping[str, list[_Heard]], ends: Mapping[Partition, int]
 ) -> Planned:
     letter, asked = one.letter, one.asked
-    reopened, ended = _ending(told.get(asked.group_id, []), letter.stage) if asked else ([], None)
+    heard = told.get(asked.group_id, []) if asked else []
+    reopened, waits = _ending(heard, letter)
     source = letter.source
     left = None
     if source in marked:
@@ -178,33 +187,47 @@ def _planned(
         left = f"the run has no topic {source.topic}"
     elif one.missing is not None:
         left = f"its bytes are not there: {one.missing}"
-    elif asked is not None and asked.is_eval:
+    elif (asked is not None and asked.is_eval) or any(feedback.round is not None for _, feedback in heard):
         left = "an evaluation: its round is measured again by itself"
-    elif ended is not None:
-        left = f"its request has ended since: {ended}"
+    elif waits is not None:
+        left = waits
     elif source.offset >= ends.get((source.topic, source.partition), source.offset + 1):
-        left = "its stage is not done with it yet: try again in a moment"
+        left = _NOT_DONE
     number = asked.number if asked else None
+    if number is None and heard:
+        number = heard[0][1].request_number
     return Planned(one.place, letter.stage, source, letter.reason, letter.time_s, number, reopened, left)
 
 
-def _ending(told: Sequence[Output], stage: str) -> tuple[list[Output], str | None]:
-    """The feedback that takes this letter's endings back, and how the request ended where it ended otherwise."""
-    endings: dict[str, tuple[Output, Feedback]] = {}  # policy -> how it stands
-    for output in told:
-        one = decode(Feedback, output.value)
-        if one.ending == "redriven":
-            endings.pop(one.policy, None)
-        elif one.ending in FINAL_ENDINGS:
-            endings[one.policy] = output, one
-    dead = [
-        both for both in endings.values() if both[1].ending == "dead_lettered" and _kind(both[1].stage) == _kind(stage)
-    ]
+def _ending(heard: Sequence[_Heard], letter: DeadLetter) -> tuple[list[Output], str | None]:
+    """The feedback that takes this letter's endings back, and why it stays where there is nothing to take back."""
+    endings: dict[str, _Heard] = {}  # policy -> how it stands
+    under_way: set[str] = set()  # policies
+    for one in heard:
+        policy, ending = one.feedback.policy, one.feedback.ending
+        if ending == "redriven":
+            endings.pop(policy, None)
+            under_way.discard(policy)
+        elif ending in FINAL_ENDINGS:
+            endings[policy] = one
+        else:
+            under_way.add(policy)
+    dead = [one for one in endings.values() if one.feedback.ending == "dead_lettered" and _is_of(one.feedback, letter)]
     if not dead:
-        return [], next((one.ending for _, one in endings.values()), None)
+        ended = next((one.feedback.ending for one in endings.values()), None)
+        if ended is not None:
+            return [], f"its request has ended since: {ended}"
+        return [], _NOT_DONE if under_way else None  # a learner tells the end after its next checkpoint
     now_s = time.time()
-    taken_back = [msgspec.structs.replace(one, ending="redriven", time_s=now_s) for _, one in dead]
-    return [output._replace(value=encode(one)) for (output, _), one in zip(dead, taken_back, strict=True)], None
+    taken_back = [msgspec.structs.replace(one.feedback, ending="redriven", time_s=now_s) for one in dead]
+    return [one.output._replace(value=encode(back)) for one, back in zip(dead, taken_back, strict=True)], None
+
+
+def _is_of(ending: Feedback, letter: DeadLetter) -> bool:
+    """Whether the stage that wrote this letter told this ending: for each policy that reads these bytes."""
+    topic = letter.source.topic
+    is_its_policy = not topic.startswith("pairs.") or topic == topics.pairs(ending.policy).name
+    return is_its_policy and _kind(ending.stage) == _kind(letter.stage)
 
 
 def _kind(stage: str) -> str:
@@ -212,15 +235,16 @@ def _kind(stage: str) -> str:
     return stage.partition(".")[0]
 
 
-def _feedback(log: Log, letters: Sequence[_Letter]) -> dict[str, list[Output]]:
+def _feedback(log: Log, letters: Sequence[_Letter]) -> dict[str, list[_Heard]]:
     """What was told about the letters' requests, by group, in the order of the log."""
     groups = {one.asked.group_id for one in letters if one.asked is not None}
-    found: dict[str, list[Output]] = {}
+    found: dict[str, list[_Heard]] = {}
     if not groups:
         return found
+    fences = read_fences(log)
     for entry, one in records(log, topics.FEEDBACK.name, Feedback):  # another copy may have ended the request before
-        if one.group_id in groups:
-            found.setdefault(one.group_id, []).append(Output(entry.topic, entry.key, entry.value))
+        if one.group_id in groups and not fences.is_void(one, entry):
+            found.setdefault(one.group_id, []).append(_Heard(Output(entry.topic, entry.key, entry.value), one))
     return found
 
 
@@ -243,12 +267,12 @@ def _committed(log: Log, topic: str, policies: Sequence[str]) -> dict[Partition,
 
 
 def _asked(letter: DeadLetter) -> _Asked | None:
-    """The request of dead bytes, as far as they still say it."""
+    """The request of dead bytes, as far as they still say it, or their key does."""
     topic = letter.source.topic
     try:
         if topic.startswith("pairs."):
             pair = decode(_Pair, letter.value)
-            return _Asked(pair.request_number, pair.group_id, is_eval=False)
+            return _Asked(pair.group_id, pair.request_number)
         if topic == topics.PROMPTS.name:
             request = decode(PromptRequest, letter.value)
         elif topic == topics.CANDIDATES.name:
@@ -258,8 +282,9 @@ def _asked(letter: DeadLetter) -> _Asked | None:
         else:
             return None
     except RecordError:
-        return None
-    return _Asked(request.number, request.group_id, is_eval=request.purpose == "eval")
+        group_id = None if topic == topics.PROMPTS.name else group_under(letter.key)
+        return None if group_id is None else _Asked(group_id)
+    return _Asked(request.group_id, request.number, is_eval=request.purpose == "eval")
 
 
 # Sending

@@ -124,9 +124,9 @@ def _pair_by_id(log: Log, policies: Sequence[str], prefix: str) -> Stored[Pair] 
     for policy in policies:
         for entry in newest_first(log, topics.pairs(policy).name):
             if entry.key.startswith(prefix.encode()) and (pair := _decoded(Pair, entry)) is not None:
-                found[entry.key] = _stored(pair, entry)
+                found[pair.pair_id.encode()] = _stored(pair, entry)
                 if len(prefix) >= _ID_DIGITS:
-                    return found[entry.key]
+                    return _stored(pair, entry)
     return _only(found, "pairs", prefix)
 
 
@@ -170,9 +170,9 @@ def _taken_copy(log: Log, stored: Stored[Pair], feedback: Iterable[Stored[Feedba
     taken = next((one.record.content_hash for one in feedback if one.record.pair_id == stored.record.pair_id), "")
     if not taken or stored.record.content_hash == taken:
         return stored
-    key = stored.record.pair_id.encode()
+    pair_id = stored.record.pair_id.encode()
     for entry in newest_first(log, topics.pairs(stored.record.policy).name):
-        if entry.key == key and (pair := _decoded(Pair, entry)) is not None and pair.content_hash == taken:
+        if entry.key.startswith(pair_id) and (pair := _decoded(Pair, entry)) is not None and pair.content_hash == taken:
             return _stored(pair, entry)
     return stored
 

@@ -1,13 +1,15 @@
 """What the learner tells about the examples it ends. Pure: pairs to feedback.
 
 A trained example is `consumed` (epoch, step) at its step, and `trained` once a checkpoint that contains the step is
-durable. A dropped one is `consumed` with the reason at once, so that pacing goes on, and `dropped` after a checkpoint.
+durable. A dropped one is `consumed` with the reason at once, so that pacing goes on, and `dropped` after a checkpoint;
+or `dead_lettered`, where nobody could read it.
 """
 
 import msgspec
 
 from learner.pairs import STAGE
 from learner.trainer import ExampleNumbers
+from learner.unreadable import UNREADABLE
 from streaming.records import Feedback, Pair
 
 
@@ -21,7 +23,7 @@ def consumed(pair: Pair, *, epoch: int, step: int, time_s: float, reason: str = 
         ending="consumed",
         stage=STAGE,
         reason=reason,
-        pair_id=pair.pair_id,
+        pair_id=None if pair.route == "drop" else pair.pair_id,  # it hashes what of unreadable bytes nobody knows
         content_hash=pair.content_hash,
         route=pair.route,
         index=pair.index,
@@ -53,4 +55,6 @@ def repeated(one: Feedback, *, by: int) -> Feedback:
 
 def final(one: Feedback) -> Feedback:
     """The final ending of an example that was consumed."""
+    if one.reason == UNREADABLE:
+        return msgspec.structs.replace(one, ending="dead_lettered")
     return msgspec.structs.replace(one, ending="dropped" if one.reason else "trained")

@@ -90,7 +90,7 @@ class Lead:
 
     def run(self, stop: threading.Event) -> None:
         """Train until `stop`, `max_steps` or the end of the data, then commit a checkpoint of whatever is new."""
-        self._feed_back(self._to_repeat)
+        self._feed_back([one for one in self._to_repeat if not self._reader.was_told(one)])
         self._publish()
         self._tell(health="ready")
         reason = "max_steps" if self._is_done else None
@@ -169,6 +169,7 @@ class Lead:
     def _settle_drops(self) -> None:
         drops = self._reader.take_drops()
         self._consume([drop.pair for drop in drops], [drop.reason for drop in drops])
+        self._log.append([drop.letter for drop in drops if drop.letter is not None])
 
     def _take_step(self, batch: Sequence[Pair]) -> None:
         numbers = self._trainer.train(self._step, [example_of(pair) for pair in batch])

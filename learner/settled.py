@@ -1,10 +1,11 @@
 """Which examples are settled, for ever: no pair is trained twice, wherever in the log it appears again.
 
     new -> held (read, waiting for a batch) -> partly settled (its request has other examples) -> request settled
+    new -> dead (nobody can read it) -> (sent again by `streamdpo redrive`) new
 
 A request is settled for one content under one selection: the first that was taken wins, and examples of another
 sampling or of other settings are superseded. Settled requests are a set of numbers, kept as intervals; only requests
-whose examples are not all settled yet are kept with their contents.
+whose examples are not all settled yet, or died, are kept with their contents.
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ import msgspec
 from streaming.frontier import IntervalSet
 from streaming.records import Pair
 
-Verdict = Literal["new", "duplicate", "superseded"]
+Verdict = Literal["new", "duplicate", "superseded", "dead"]
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -26,6 +27,7 @@ class Claim(msgspec.Struct, frozen=True):
     settings_hash: str
     num_examples: int
     indices: list[int]
+    dead: list[int] = []  # those of them that are dead letters
 
 
 class SettledState(msgspec.Struct, frozen=True):
@@ -45,6 +47,8 @@ class Claims:
         claim = self._claims.get(pair.request_number)
         if claim is None:
             return "new"
+        if pair.index in claim.dead:
+            return "dead"
         if (claim.content_hash, claim.settings_hash) != (pair.content_hash, pair.settings_hash):
             return "superseded"
         return "duplicate" if pair.index in claim.indices else "new"
@@ -53,9 +57,22 @@ class Claims:
         """Take an example that is new, and return what is taken of its request now."""
         before = self._claims.get(pair.request_number)
         taken = [*(before.indices if before else []), pair.index]
-        claim = Claim(pair.request_number, pair.content_hash, pair.settings_hash, pair.num_examples, taken)
+        dead = before.dead if before else []
+        claim = Claim(pair.request_number, pair.content_hash, pair.settings_hash, pair.num_examples, taken, dead)
         self._claims[pair.request_number] = claim
         return claim
+
+    def bury(self, pair: Pair) -> None:
+        """Take an example that nobody can read."""
+        claim = self.add(pair)
+        self._claims[pair.request_number] = msgspec.structs.replace(claim, dead=[*claim.dead, pair.index])
+
+    def revive(self, pair: Pair) -> None:
+        """A dead example is not taken any more."""
+        claim = self._claims.pop(pair.request_number)
+        indices, dead = ([index for index in some if index != pair.index] for some in (claim.indices, claim.dead))
+        if indices:
+            self._claims[pair.request_number] = msgspec.structs.replace(claim, indices=indices, dead=dead)
 
     def forget(self, request_number: int) -> None:
         del self._claims[request_number]
@@ -79,9 +96,17 @@ class Settled:
     def settle(self, pair: Pair) -> None:
         """This example is trained, or dropped for good."""
         claim = self._claims.add(pair)
-        if len(claim.indices) >= claim.num_examples:
+        if len(claim.indices) >= claim.num_examples and not claim.dead:
             self._claims.forget(pair.request_number)
             self._requests.add(pair.request_number)
+
+    def bury(self, pair: Pair) -> None:
+        """This example is a dead letter: it stays known as one, for it may be sent again."""
+        self._claims.bury(pair)
+
+    def revive(self, pair: Pair) -> None:
+        """A dead example was sent again: it is new."""
+        self._claims.revive(pair)
 
     def state(self) -> SettledState:
         """All of it, to build it again."""

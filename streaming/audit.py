@@ -5,15 +5,24 @@
 
 Feedback is written at least once, so the same ending may be there twice. Two DIFFERENT final endings of one example,
 or training on it at two different steps, are what must never happen. `books` does the bookkeeping.
+
+Of what has not ended, dead letters are named: bytes that nobody could read, and of which nobody knew whose they were.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
+from streaming import topics
 from streaming.books import SUPERSEDED as SUPERSEDED
 from streaming.books import Ledger, read_books
+from streaming.dead_letters import unsent
+from streaming.history import records
+from streaming.keys import group_under
 from streaming.log.protocol import Log
 from streaming.records import Feedback, PromptRequest
+
+_ON_THE_WAY = (topics.CANDIDATES.name, topics.SCORED.name, topics.FEEDBACK.name)
+"""Topics of which a record is of a request, and lies under its group's key; beside the policy's pairs."""
 
 
 class Balance(NamedTuple):
@@ -29,6 +38,8 @@ class Balance(NamedTuple):
     carried_s: float | None = None  # Unix time of the carried balance that this one goes on from, past retention
     is_whole: bool = True  # False: retention has taken what no carried balance holds
     unreadable: list[str] = []  # places of bytes in the books that are no record: dead letters, of no request
+    dead: list[int] = []  # those of `not_ended` of which a dead letter is there
+    nameless: list[str] = []  # where dead bytes lay that name no request here: they may be of any of `not_ended`
 
     @property
     def is_balanced(self) -> bool:
@@ -57,7 +68,28 @@ def audit_log(log: Log, *, policy: str) -> Balance:
     counts for nothing.
     """
     read = read_books(log, policy)
-    return _balance(read.ledger)._replace(carried_s=read.carried_s, is_whole=read.is_whole, unreadable=read.unreadable)
+    found = _balance(read.ledger)._replace(carried_s=read.carried_s, is_whole=read.is_whole, unreadable=read.unreadable)
+    if not found.not_ended:
+        return found
+    dead, nameless = _among_dead_letters(log, policy, set(found.not_ended))
+    return found._replace(dead=dead, nameless=nameless)
+
+
+def _among_dead_letters(log: Log, policy: str, not_ended: Container[int]) -> tuple[list[int], list[str]]:
+    """Which of these requests have a dead letter, and where dead bytes lay that name none at all."""
+    letters = [letter for letter in unsent(log) if letter.source.topic in (*_ON_THE_WAY, topics.pairs(policy).name)]
+    issued = (request for _, request in records(log, topics.PROMPTS.name, PromptRequest)) if letters else ()
+    numbers = {request.group_id: request.number for request in issued}
+    dead: set[int] = set()
+    nameless: list[str] = []
+    for letter in letters:
+        number = numbers.get(group_under(letter.key) or "")
+        if number is None:
+            source = letter.source
+            nameless.append(f"{source.topic}/{source.partition}@{source.offset}")
+        elif number in not_ended:
+            dead.add(number)
+    return sorted(dead), nameless
 
 
 def _balance(ledger: Ledger) -> Balance:

@@ -16,6 +16,7 @@ from streaming.config import SelectionConfig
 from streaming.endings import end
 from streaming.errors import RecordError
 from streaming.heartbeat import Heartbeat
+from streaming.keys import pair_key
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
 from streaming.packed import PackedScoredGroup
@@ -231,7 +232,7 @@ class Selector:
         )
         self._count(selection)
         if selection.pair is not None:
-            return [Output(topics.pairs(self._policy).name, selection.pair.pair_id.encode(), encode(selection.pair))]
+            return [Output(topics.pairs(self._policy).name, pair_key(selection.pair), encode(selection.pair))]
         feedback = end(
             scored.group.request,
             "dropped",

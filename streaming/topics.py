@@ -46,7 +46,7 @@ SHARED = (PROMPTS, CANDIDATES, SCORED, FEEDBACK, WEIGHTS, ROLES, BOOKS, DEAD_LET
 
 def pairs(policy: str) -> Topic:
     """A policy's own topic of training examples."""
-    return Topic(f"pairs.{policy}", Pair, "pair_id", 4, False, 7 * DAY_S)
+    return Topic(f"pairs.{policy}", Pair, "pair_id.group_id", 4, False, 7 * DAY_S)
 
 
 def selectors(policy: str) -> str:

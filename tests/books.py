@@ -39,6 +39,9 @@ R = TypeVar("R", bound=Record)
 Example = tuple[int, int]
 """(request number, index of the example)."""
 
+GROUP_DIGITS = 16
+"""A group's id is all of a key, or its end."""
+
 NOTHING_SETTLED = SettledState()
 
 
@@ -163,6 +166,13 @@ class Books:
         """Examples that the learner will read again."""
         found = {(pair.request_number, pair.index) for pair in self.waiting(self.pairs)}
         return {example for example in found if not self.lineage.has_settled(example)}
+
+    def unreadable(self, topic: topics.Topic) -> set[int]:
+        """Requests whose record of this topic is no record any more, as its key says."""
+        keys = {
+            entry.key.decode(errors="replace")[-GROUP_DIGITS:] for entry in self.broken if entry.topic == topic.name
+        }
+        return {number for group_id, number in self.group_numbers.items() if group_id in keys}
 
     def in_steps(self) -> list[Feedback]:
         """Examples in a gradient step that the newest checkpoint has in it."""

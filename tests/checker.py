@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from streaming import topics
+from streaming.dead_letters import MARK
 from streaming.history import entries
 from streaming.log.protocol import Log
 from streaming.records import FINAL_ENDINGS, Feedback, Pair, WeightVersion
@@ -175,10 +176,11 @@ def _age(pair: Pair, current: WeightVersion | None) -> float | None:
 def out_of_balance(books: Books) -> list[Violation]:
     """Of every stage: in = out + dropped + dead-lettered + backlog, and nothing came out that did not go in."""
     requested = set(books.requests)
-    sampled = {one.record.request.number for one in books.groups}
+    sampled = {one.record.request.number for one in books.groups} | books.unreadable(topics.CANDIDATES)
     to_score = {one.record.request.number for one in books.groups if one.record.request.purpose == "train"}
-    scored = {one.record.group.request.number for one in books.scored}
+    scored = {one.record.group.request.number for one in books.scored} | books.unreadable(topics.SCORED)
     paired = {(one.record.request_number, one.record.index) for one in books.pairs}
+    paired |= {(number, 0) for number in books.unreadable(topics.pairs(books.policy))}
     waiting_scored = {one.group.request.number for one in books.waiting(books.scored)}
     return [
         *_balance(
@@ -213,7 +215,9 @@ def _balance_learner(books: Books, paired: set[Example]) -> list[Violation]:
 def poison_lost(books: Books) -> list[Violation]:
     """Bytes that are no record, behind the place where a stage goes on, lie untouched among the dead letters."""
     kept = {
-        (letter.source.topic, letter.source.partition, letter.source.offset): letter.value for letter in books.letters
+        (letter.source.topic, letter.source.partition, letter.source.offset): letter.value
+        for letter in books.letters
+        if letter.stage != MARK
     }
     gone = [
         entry.where

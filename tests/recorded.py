@@ -6,6 +6,7 @@ from typing import Any
 from streaming import topics
 from streaming.config import SelectionConfig
 from streaming.endings import end
+from streaming.keys import pair_key
 from streaming.log.protocol import Log, Output
 from streaming.records import Feedback, Pair, PromptRequest, Record, ScoredGroup, Source, encode
 from streaming.selector import STAGE, select
@@ -52,7 +53,7 @@ def record_selection(log: Log, written: tuple[ScoredGroup, Source], settings: Se
     scored, source = written
     selection = select(scored, settings, policy="policy", source=source)
     if selection.pair is not None:
-        append(log, topics.pairs("policy").name, selection.pair.pair_id, selection.pair)
+        append(log, topics.pairs("policy").name, pair_key(selection.pair).decode(), selection.pair)
         return selection.pair
     request, reason = scored.group.request, selection.decision.reason
     dropped = end(request, "dropped", policy="policy", stage=STAGE, reason=reason, time_s=0.0, route="drop")

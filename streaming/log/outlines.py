@@ -6,7 +6,7 @@ import msgspec
 
 from streaming import topics
 from streaming.errors import RecordError
-from streaming.records import DeadLetter, Group, PromptRequest, Record, ScoredGroup, Source, decode, encode
+from streaming.records import DeadLetter, Group, Pair, PromptRequest, Record, ScoredGroup, Source, decode, encode
 
 
 class _Group(Record, frozen=True, kw_only=True):
@@ -20,6 +20,18 @@ class _ScoredGroup(Record, frozen=True, kw_only=True):
     """The outline of a ScoredGroup."""
 
     group: _Group
+
+
+class _Pair(Record, frozen=True, kw_only=True):
+    """The outline of a Pair: what says which example it is."""
+
+    request_number: int
+    group_id: str
+    prompt_id: str
+    content_hash: str
+    settings_hash: str
+    index: int = 0
+    num_examples: int = 1
 
 
 class _DeadLetter(Record, frozen=True, kw_only=True):
@@ -38,6 +50,8 @@ def outline(topic: str, value: bytes) -> bytes:
             return encode(_without_texts(decode(_Group, value)))
         if row is not None and row.record is ScoredGroup:
             return encode(_ScoredGroup(group=_without_texts(decode(_ScoredGroup, value).group)))
+        if row is not None and row.record is Pair:
+            return encode(decode(_Pair, value))
         if row is not None and row.record is DeadLetter:
             return encode(decode(_DeadLetter, value))
     except RecordError:

@@ -20,6 +20,7 @@ from streaming.config import ScoringConfig, SelectionConfig
 from streaming.errors import LogError, RecordError, TooLargeError
 from streaming.heartbeat import Heartbeat
 from streaming.history import entries
+from streaming.keys import pair_key
 from streaming.log import open_log
 from streaming.log.by_reference import ByReferenceLog
 from streaming.log.protocol import Consumer, Entry, Log, Output
@@ -501,12 +502,13 @@ def test_a_reference_whose_blob_is_gone_is_not_appended(rig: Rig, log: Log) -> N
 
 def test_a_pair_whose_blob_is_gone_is_a_dead_letter_of_the_learner(rig: Rig, log: Log) -> None:
     lost, good = make_pair(0, prompt_text="x" * 5000), make_pair(1)
-    log.append([Output("pairs.policy", pair.pair_id.encode(), encode(pair)) for pair in (lost, good)])
+    log.append([Output("pairs.policy", pair_key(pair), encode(pair)) for pair in (lost, good)])
     for path in rig.files():
         path.unlink()
     reader = PairReader(log, Metrics("learner"), policy="policy", judge=lambda pair: None)
     assert reader.fill(1)
     assert [pair.request_number for pair in reader.next_batch(1)] == [1]
+    [drop] = reader.take_drops()
     reader.close()
-    [letter] = records(log, DeadLetter, "dead-letter")
-    assert "missing" in letter.reason
+    assert (drop.pair.request_number, drop.pair.content_hash) == (0, lost.content_hash)
+    assert drop.letter is not None and "missing" in decode(DeadLetter, drop.letter.value).reason

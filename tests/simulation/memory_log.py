@@ -24,6 +24,9 @@ _COARSE_S = 0.3
 AppendFault = Callable[[Process, Sequence[Output]], str | None]
 """What goes wrong with an append: None, "unknown", "refused", "duplicate", "partial" or "crash"."""
 
+Damage = Callable[[Process, Sequence[Output]], Sequence[Output]]
+"""What becomes durable of an append: the same, or some of it with other bytes."""
+
 Shorten = Callable[[int], int]
 """How many of so many entries a read returns."""
 
@@ -98,6 +101,7 @@ class Store:
         self._newest: dict[str, dict[bytes, Entry]] = {}
         self._begins: dict[Partition, int] = {}
         self.fault: AppendFault = lambda process, outputs: None
+        self.damage: Damage = lambda process, outputs: outputs
         self.shorten: Shorten = lambda num: num
 
     def append(self, outputs: Sequence[Output]) -> list[tuple[int, int]]:
@@ -182,8 +186,11 @@ class MemoryLog(Log):
 
     def _append(self, outputs: Sequence[Output]) -> list[tuple[int, int]]:
         process = self._process
-        fault = None if process is None else self.store.fault(process, outputs)
-        if process is None or fault is None:
+        if process is None:
+            return self.store.append(outputs)
+        outputs = self.store.damage(process, outputs)
+        fault = self.store.fault(process, outputs)
+        if fault is None:
             return self.store.append(outputs)
         process.world.tell(process, f"FAULT append {fault}")
         if fault == "refused":

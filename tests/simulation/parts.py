@@ -176,7 +176,9 @@ class FiberPanel:
         return [Answered(entry, group, self._answer(group)) for _, entry, group in ready]
 
     def _answer(self, group: Group) -> Answers | RecordError:
-        if "reference" in self._faults.rates and group.request.number % 5 == 3:  # whenever it is asked: a bad record
+        if group.request.number % 5 == 3 and self._faults.strikes(
+            self._process, "reference"
+        ):  # a group it often fails on
             return RecordError("the reference failed on it", where=group.group_id, do="It is a dead letter.")
         values = [None if candidate.tokens[0] == 2 else sum(candidate.tokens) % 4 for candidate in group.candidates]
         reasons = ["not_applicable" if value is None else None for value in values]

@@ -21,7 +21,7 @@ from learner.limits import Limits
 from learner.publisher import Publisher
 from streaming.config import ScoringConfig, SelectionConfig
 from streaming.errors import LeaseLostError
-from streaming.heartbeat import NO_HISTORY
+from streaming.heartbeat import NO_HISTORY, Beats
 from streaming.log.protocol import Log
 from streaming.metrics import Metrics, TimeAccount
 from streaming.records import Version
@@ -85,9 +85,10 @@ class Stop:
 
 @dataclass
 class Stopping:
-    """Whether the run is being stopped."""
+    """Whether the run is being stopped, and what was there before it was started: it may be started again."""
 
     is_set: bool = False
+    history: Beats = field(default_factory=lambda: NO_HISTORY)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _scheduler(run: Run, process: Process, log: Log, heartbeat: FiberHeartbeat, 
         prompts_config=PromptsConfig(path="-"),
         sampling=SamplingConfig(num_candidates=2),
         policy=POLICY,
-        history=NO_HISTORY,
+        history=run.stopping.history,
         now=lambda: process.world.now_s,
     )
     scheduler._outstanding = run.cast.outstanding()
@@ -225,7 +226,7 @@ def _learner(run: Run, process: Process, log: Log, heartbeat: FiberHeartbeat, st
             config=config,
             policy=POLICY,
             claim=claim,
-            history=NO_HISTORY,
+            history=run.stopping.history,
         )
         with closing(publisher):
             lead.run(stop)

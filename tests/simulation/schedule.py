@@ -1,11 +1,13 @@
 """A seed's whole life: what is planned, who is started and killed, what is found in the end.
 
-    plan -> faults while the run works -> healed -> end of the data -> stopped -> checked
+    plan -> faults while the run works -> healed -> end of the data -> (dead letters sent again -> end)* -> stopped
+                                                                                                            -> checked
 
 A launcher that is always there starts again whatever has died, as `deploy/watch.py` does. Of a process that stands
 still it knows nothing, takes it for dead sooner or later, and starts its heir: so there are zombies.
 """
 
+import contextlib
 import errno
 import random
 import shutil
@@ -16,16 +18,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from deploy.redrive import Wanted, carry_out
+from deploy.redrive import plan as plan_redrive
 from learner import checkpoint
 from streaming import topics
 from streaming.errors import EngineError, LogError, NotReadyError, SupersededError, TrimmedError, WeightsError
 from streaming.fencing import read_issuers
+from streaming.heartbeat import beats
 from streaming.log.protocol import Output
 from streaming.records import FINAL_ENDINGS, Feedback, Group, PromptRequest, decode
 from streaming.wire import REFERENCE_MARK
 from tests.checker import Violation, check, unfinished
+from tests.fakes import Crash, CrashingLog
 from tests.simulation.fibers import EPOCH_S, Process, World
-from tests.simulation.memory_log import Store
+from tests.simulation.memory_log import MemoryLog, Store
 from tests.simulation.parts import WRONG_LOGPROB, Faults, read_parameters
 from tests.simulation.roles import POLICY, Cast, Run, Settings
 
@@ -46,6 +52,9 @@ KEPT = 8
 
 POISON = (b"", b"\xc1", b"not msgpack", b"\x81\xa6number\xa3two", REFERENCE_MARK + b"\x80")
 """Bytes that are no record of any topic."""
+
+DAMAGED = {topics.pairs(POLICY).name}
+"""Topics whose records may become unreadable on their way, under the keys that they had."""
 
 POISONED = (topics.CANDIDATES, topics.SCORED, topics.pairs(POLICY), topics.FEEDBACK)
 
@@ -101,8 +110,10 @@ def plan(seed: int) -> Plan:
         "kill": 0.004, "zombie": 0.002, "stall": 0.002,  # per step
         "unknown": 0.03, "refused": 0.02, "duplicate": 0.05, "partial": 0.03, "crash": 0.03,  # per append
         "short": 0.3,  # per read
-        "engine": 0.05, "load": 0.1, "misplaced": 0.1, "reference": 0.05, "non_finite": 0.1, "disk": 0.1,
+        "engine": 0.05, "load": 0.1, "misplaced": 0.1, "reference": 1.0, "non_finite": 0.1, "disk": 0.1,
         "poison": 0.2, "trim": 0.3,  # per look of the launcher
+        "redrive": 0.3,  # per look of the launcher
+        "damaged": 0.3,  # per record
     }  # fmt: skip
     rates = {kind: chance.random() * rate for kind, rate in most.items() if chance.random() < 0.5}
     return Plan(settings, rates)
@@ -139,6 +150,7 @@ class _Simulation:
         self._deaths: list[Violation] = []
         (directory / "model").mkdir()
         self._store.fault = self._append_fault
+        self._store.damage = self._damage
         self._store.shorten = self._shorten
         self._world.on_step = self._on_step
 
@@ -146,9 +158,12 @@ class _Simulation:
         for role_id in self._run.role_ids():
             self._start(role_id)
         self._world.at(LOOK_S, self._look)
-        self._world.at(FAULTY_S, self._faults.heal)
+        self._world.at(FAULTY_S, self._heal)
         try:
             is_over = self._world.run(self._is_over, max_steps=MAX_STEPS)
+            while is_over and self._is_reopened():
+                self._run_again()
+                is_over = self._world.run(self._is_over, max_steps=MAX_STEPS)
             stuck = [] if is_over else self._stuck("is not over")
             recovery_s = self._world.now_s - self._faults.newest_s
             self._run.stopping.is_set = True
@@ -192,12 +207,29 @@ class _Simulation:
                 continue
             self._judge(process)
             self._start(role_id)
+        scheduler, learner = self._current["scheduler-0"], self._current["learner-0"]
+        if self._counts["redrive"] and scheduler.is_over and learner.is_alive:  # reopened when the run was at its end
+            self._start("scheduler-0")
         if self._faults.strikes_world(self._world, "poison"):
             self._poison()
         if self._faults.strikes_world(self._world, "trim"):
             self._trim()
+        if self._faults.strikes_world(self._world, "redrive"):
+            self._redrive()
         if not self._run.stopping.is_set:
             self._world.at(LOOK_S * (0.5 + self._world.chance.random()), self._look)
+
+    def _is_reopened(self) -> bool:
+        """Whether dead letters were sent again when the run was coming to its end: then it is run again."""
+        if not self._counts["redrive"] or self._deaths:
+            return False
+        return bool(unfinished(self._store.archive(), policy=POLICY, checkpoints=self._run.checkpoints))
+
+    def _run_again(self) -> None:
+        self._run.stopping.history = beats(MemoryLog(self._store))
+        self._heal()
+        for role_id in ("scheduler-0", "learner-0"):
+            self._start(role_id)
 
     def _judge(self, process: Process) -> None:
         """Every death has to be one that a fault explains."""
@@ -245,6 +277,12 @@ class _Simulation:
         possible = [kind for kind in kinds if (kind, topic) not in self._held_back]
         return next((kind for kind in possible if self._faults.strikes(process, kind)), None)
 
+    def _damage(self, process: Process, outputs: Sequence[Output]) -> Sequence[Output]:
+        return [
+            one._replace(value=POISON[1]) if one.topic in DAMAGED and self._faults.strikes(process, "damaged") else one
+            for one in outputs
+        ]
+
     def _shorten(self, num: int) -> int:
         """A read may return less than there is, but not nothing."""
         if num > 1 and self._world.chance.random() < self._faults.rates.get("short", 0.0):
@@ -256,6 +294,22 @@ class _Simulation:
         topic = POISONED[int(chance.random() * len(POISONED))]
         value = POISON[int(chance.random() * len(POISON))]
         self._store.append([Output(topic.name, b"%d" % int(chance.random() * 9), value)])
+
+    def _redrive(self) -> None:
+        """A person sends all dead letters again; while things go wrong, the command is killed now and then."""
+        if self._run.stopping.is_set:
+            return
+        log = MemoryLog(self._store)
+        chance = self._world.chance.random()
+        crashing = CrashingLog(log, after_append=1 + int(chance * 6) if self._faults.rates else None)
+        with contextlib.suppress(Crash):
+            carry_out(crashing, plan_redrive(log, [POLICY], Wanted()))
+
+    def _heal(self) -> None:
+        """Nothing goes wrong any more; and what a redrive that was killed has reopened is sent."""
+        self._faults.heal()
+        if self._counts["redrive"]:
+            self._redrive()
 
     def _trim(self) -> None:
         """Retention takes what every reader is through with, but for what it still has to recognise copies by."""

@@ -3,10 +3,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from deploy.balance import told
 from streaming.audit import Balance, audit, audit_log
+from streaming.dead_letters import MARK
+from streaming.keys import pair_key
 from streaming.log.protocol import Log, Output
-from streaming.records import Feedback, encode
-from tests.builders import make_feedback, make_prompt
+from streaming.records import DeadLetter, Feedback, decode, encode
+from streaming.stage import dead_letter
+from tests.builders import make_entry, make_feedback, make_pair, make_prompt
 
 
 def balance(num_requests: int, *feedback: Feedback) -> Balance:
@@ -83,9 +87,9 @@ def test_what_the_learner_settled_ends_once_whatever_its_content() -> None:
 def test_a_prompt_that_is_forgotten_after_its_request_has_ended_does_not_end_it_again() -> None:
     """A generator that was killed before it committed finds the prompt gone, and drops a request long trained on."""
     trained, forgotten = make_feedback(0, step=3, content_hash="first"), dropped(0, "forgotten", stage="generator")
-    for told in ((trained, forgotten), (forgotten, trained)):
-        assert balance(1, *told).endings == {("trained", ""): 1}
-        assert balance(1, *told).is_balanced
+    for feedback in ((trained, forgotten), (forgotten, trained)):
+        assert balance(1, *feedback).endings == {("trained", ""): 1}
+        assert balance(1, *feedback).is_balanced
     assert balance(1, forgotten).endings == {("dropped", "forgotten"): 1}
 
 
@@ -136,6 +140,23 @@ def test_bytes_in_the_books_that_are_no_record_are_named(log: Log) -> None:
     found = audit_log(log, policy="policy")
     assert found.not_ended == [0]
     assert [place.split("/")[0] for place in found.unreadable] == ["feedback"]
+
+
+@pytest.mark.parametrize("topic", ["candidates", "scored", "pairs.policy", "feedback"])
+def test_what_has_not_ended_and_is_a_dead_letter_is_named_as_one(log: Log, topic: str) -> None:
+    """It was called lost, as if nobody knew where it is."""
+    log.append([Output("prompts", b"p", encode(make_prompt(number))) for number in range(3)])
+    key = pair_key(make_pair(1)) if topic.startswith("pairs") else make_pair(1).group_id.encode()
+    letter = dead_letter(make_entry(b"junk", topic=topic, key=key), "it is no record", "stage")
+    log.append([letter])
+    found = audit_log(log, policy="policy")
+    assert (found.not_ended, found.dead, found.nameless) == ([0, 1, 2], [1], [])
+    assert "of these, dead letters whose end nobody told: 1 (requests 1)" in told(found, final=True)
+    log.append([dead_letter(make_entry(b"junk", topic=topic, key=b"?", offset=7), "it is no record", "stage")])
+    assert audit_log(log, policy="policy").nameless == [f"{topic}/0@7"]
+    mark = msgspec.structs.replace(decode(DeadLetter, letter.value), stage=MARK, value=b"")
+    log.append([letter._replace(value=encode(mark))])
+    assert audit_log(log, policy="policy").dead == []
 
 
 def test_what_ends_before_the_selectors_ends_for_every_policy_and_what_a_learner_ends_for_its_own() -> None:

@@ -193,7 +193,7 @@ def records(log: Log, kind: type[R], topic: str) -> list[R]:
     return [decode(kind, entry.value) for entry in entries(log, topic)]
 
 
-def test_a_pair_goes_to_its_policys_topic_under_its_id(log: Log) -> None:
+def test_a_pair_goes_to_its_policys_topic_under_its_id_and_its_groups(log: Log) -> None:
     scored = make_scored(
         [1.0, 0.0], group=make_group(policy="tiny"), implicit=[Implicit(model="sampled", h=[0.5, 0.0])]
     )
@@ -201,7 +201,7 @@ def test_a_pair_goes_to_its_policys_topic_under_its_id(log: Log) -> None:
     metrics = run(log, policy="tiny")
     [entry] = entries(log, "pairs.tiny")
     pair = decode(Pair, entry.value)
-    assert entry.key == pair.pair_id.encode()
+    assert entry.key == f"{pair.pair_id}.{pair.group_id}".encode()
     assert pair.policy == "tiny"
     assert pair.source is not None and pair.source.topic == "scored"
     assert records(log, Feedback, "feedback") == []
