@@ -2,13 +2,12 @@
 
 The peer is what one would write without a log: an idempotent producer that sends a batch and waits for every
 acknowledgement, and a consumer that polls; compression, batch and fetch sizes are the log's. The log adds partitions by
-key, a size check, the byte budget, fair reading, and positions. `python -m tests.bench.bench_kafka` starts a broker;
+key, a size check, the byte budget, fair reading, and positions. `make bench ONLY=kafka` starts a broker;
 KAFKA_BOOTSTRAP names another.
 """
 
 import contextlib
 import itertools
-import json
 import os
 import random
 import tempfile
@@ -154,8 +153,3 @@ def broker() -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as cluster:
         yield cluster.bootstrap
-
-
-if __name__ == "__main__":
-    Path("build/bench").mkdir(parents=True, exist_ok=True)
-    Path("build/bench/kafka.json").write_text(json.dumps(run(), indent=2) + "\n")

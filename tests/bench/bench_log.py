@@ -4,7 +4,6 @@ The peer is what one would write without a log: one table, one transaction a gro
 the same journal, sync, checkpoints and cache. The log adds partitions, offsets, checks, group commit and wake-ups.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -116,8 +115,3 @@ def rate(work: Callable[[], int]) -> float:
     while time.perf_counter() - begun_s < TURN_S:
         num += work()
     return num / (time.perf_counter() - begun_s)
-
-
-if __name__ == "__main__":
-    Path("build/bench").mkdir(parents=True, exist_ok=True)
-    Path("build/bench/log.json").write_text(json.dumps(run(), indent=2) + "\n")

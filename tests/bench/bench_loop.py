@@ -1,7 +1,7 @@
 """Benchmark `loop`: time and samples to held-out reward 0.95 on the demo's task, ours against TRL's OnlineDPOTrainer.
 
 Both start from the same base model; TRL runs at the best of three learning rates. Start-up and held-out evaluation
-are left out on both sides and shown apart.
+are left out on both sides.
 """
 
 import json

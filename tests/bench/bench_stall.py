@@ -6,7 +6,6 @@ is not lost). The throughput is that of finished tokens, in turns with and witho
 
 import asyncio
 import itertools
-import json
 import random
 import statistics
 import tempfile
@@ -127,10 +126,3 @@ async def _keep_updating(engine: Engine, directories: list[Path], stalls_ms: lis
         # Shielded: the end of a turn must not leave the engine paused.
         await asyncio.shield(apply_weights(engine, weights))
         stalls_ms.append((time.monotonic() - began) * 1000)
-
-
-if __name__ == "__main__":
-    rows = run()
-    Path("build/bench").mkdir(parents=True, exist_ok=True)
-    Path("build/bench/stall.json").write_text(json.dumps(rows, indent=2) + "\n")
-    print(json.dumps(rows, indent=2))
