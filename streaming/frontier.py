@@ -89,6 +89,11 @@ class Frontier:
         """An open entry is done with, for ever."""
         del self._open[partition][offset]
 
+    def forget(self, partition: Partition) -> None:
+        """It is another's: it is read anew if it comes back."""
+        self._open.pop(partition, None)
+        self._next.pop(partition, None)
+
     def offsets(self) -> dict[Partition, int]:
         """Where to commit: everything below is settled. Of every partition that anything was read from."""
         return {

@@ -23,7 +23,7 @@ from streaming.errors import LeaseLostError, RecordError, TooLargeError
 from streaming.fencing import AWAY_S
 from streaming.frontier import Frontier
 from streaming.heartbeat import Heartbeat
-from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
+from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
 from streaming.metrics import Metrics
 from streaming.packed import decode_group
 from streaming.records import Feedback, Outline, PromptRequest, Record, Source, SourceRewards, decode, encode
@@ -65,25 +65,30 @@ class _Outline(Outline, frozen=True, kw_only=True):
 
 
 class _Shift:
-    """One membership in the consumer group. A lost lease ends it, and with it all that was not committed."""
+    """One membership in the consumer group. A lost lease ends it, and with it all that was not committed.
 
-    def __init__(self, log: Log, consumer: Consumer) -> None:
+    A partition that goes to another scorer in order takes with it what is under way there.
+    """
+
+    def __init__(self, log: Log, consumer: Consumer, *, away_s: float) -> None:
         self._log = log
+        self._away_s = away_s
         self.consumer = consumer
         self.copies = Copies(log, lambda entry: decode(_Outline, entry.value, where=entry.where).request.group_id)
-        self.open: set[tuple[int, int]] = set()  # partition and offset of what is under way
+        self.open: dict[tuple[int, int], str] = {}  # partition and offset of what is under way -> its group
         self._frontier = Frontier()
         self._next: dict[Partition, int] = {}
         self._committed_s = time.monotonic()
 
     def confirm(self) -> None:
         """Raises LeaseLostError where this process may have stood still, and others do its work by now."""
-        if time.monotonic() - self._committed_s >= AWAY_S:
-            self._commit(self._frontier.offsets())
+        if time.monotonic() - self._committed_s >= self._away_s:
+            self._commit()
 
     def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
         """New entries. What comes again, because a partition was lost and got back, is under way or settled."""
         entries = self.consumer.read(max_records=max_records, timeout_s=timeout_s)
+        self._hand_over()
         if self.copies.catch_up(entries, self.consumer) and self.open:
             self._give_up_settled()
         new = []
@@ -98,19 +103,16 @@ class _Shift:
 
     def answers(self, entry: Entry) -> bool:
         """Whether this is the first answer to what is under way: an entry that is read again is asked about twice."""
-        is_first = _place(entry) in self.open
-        self.open.discard(_place(entry))
-        return is_first
+        return self.open.pop(_place(entry), None) is not None
 
     def settle(self, entries: Sequence[Entry]) -> None:
         """Everything made from these is durable: go on behind them after a restart, as far as none is open before."""
         for entry in entries:
             self._frontier.settle((entry.topic, entry.partition), entry.offset)
-        held = self.consumer.positions()
-        self._commit({place: offset for place, offset in self._frontier.offsets().items() if place in held})
+        self._commit()
 
-    def _commit(self, offsets: Offsets) -> None:
-        self.consumer.commit(offsets)
+    def _commit(self) -> None:
+        self.consumer.commit(self._frontier.offsets())
         self._committed_s = time.monotonic()
 
     def offsets(self) -> dict[Partition, int]:
@@ -118,13 +120,20 @@ class _Shift:
         held = self.consumer.positions()
         return {place: self._frontier.offsets().get(place, position) for place, position in held.items()}
 
+    def _hand_over(self) -> None:
+        """What is under way in a partition that has gone is its new holder's, who begins where the group committed."""
+        for topic, number in self._next.keys() - self.consumer.positions().keys():
+            del self._next[topic, number]
+            self._frontier.forget((topic, number))
+            for place in [place for place in self.open if place[0] == number]:
+                self.copies.discard(self.open.pop(place))
+
     def _give_up_settled(self) -> None:
         """What is under way, and was another member's in between who has settled it: behind it the group goes on."""
         topic = topics.CANDIDATES.name
         ends = self._log.committed(GROUP, [topic])
-        given_up = {(number, offset) for number, offset in self.open if offset < ends[topic, number]}
-        self.open -= given_up
-        for number, offset in given_up:
+        for number, offset in [place for place in self.open if place[1] < ends[topic, place[0]]]:
+            del self.open[number, offset]
             self._frontier.settle((topic, number), offset)
 
 
@@ -143,13 +152,16 @@ class Scorer:
         sources: Sequence[WeightedSource],
         pricing: Sequence[Pricing],
         config: ScoringConfig,
+        away_s: float = AWAY_S,
     ) -> None:
+        """After `away_s` without a commit (the process may have stood still) work is written where it is still ours."""
         self._log = log
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._sources = sources
         self._pricing = pricing
         self._config = config
+        self._away_s = away_s
         self._num_groups = 0
         self._newest: deque[float] = deque(maxlen=_NEWEST)
         self._logged: set[tuple[str, str]] = set()  # (source, reason)
@@ -172,7 +184,7 @@ class Scorer:
 
     def _serve(self, panel: Panel, stop: threading.Event) -> None:
         with self._log.subscribe(GROUP, [topics.CANDIDATES.name]) as consumer:
-            shift = _Shift(self._log, consumer)
+            shift = _Shift(self._log, consumer, away_s=self._away_s)
             while not stop.is_set():
                 finished = self._read(shift, panel)
                 answered = panel.take(_POLL_S) if shift.open else []
@@ -200,7 +212,7 @@ class Scorer:
                 finished.append(Finished(entry, []))
                 continue
             shift.copies.add([group.group_id])
-            shift.open.add(_place(entry))
+            shift.open[_place(entry)] = group.group_id
             panel.submit(entry, group)
         return finished
 

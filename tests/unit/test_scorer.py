@@ -56,6 +56,7 @@ class Rig:
         timeout_s: float = WAIT_S,
         reference: Reference | None = None,
         max_groups: int = 64,
+        **settings: Any,
     ) -> None:
         self.log = log
         self.metrics = Metrics("scorer")
@@ -71,6 +72,7 @@ class Rig:
             sources=[source],
             pricing=[Pricing(reference or CountingReference())],
             config=ScoringConfig(max_groups=max_groups),
+            **settings,
         )
         self.thread = threading.Thread(target=self._run)
 
@@ -93,16 +95,24 @@ class Rig:
     def finish(self) -> None:
         """Wait until everything that was read is committed, then stop."""
         ends = self.log.end_offsets("candidates")
-        deadline_s = time.monotonic() + WAIT_S
-        while self.thread.is_alive() and self.log.committed("scorer", ["candidates"]) != ends:
-            assert time.monotonic() < deadline_s, "not everything is settled"
-            self.stop.wait(0.01)
+        wait_until(lambda: not self.thread.is_alive() or self.log.committed("scorer", ["candidates"]) == ends)
         self.close()
 
     def close(self) -> None:
         self.stop.set()
         self.thread.join(WAIT_S)
         self.heartbeat.close()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline_s, "it did not happen"
+        threading.Event().wait(0.01)
+
+
+def num_read(rig: Rig) -> float:
+    return rig.metrics.value("records_read_total", topic="candidates")
 
 
 @contextmanager
@@ -282,6 +292,23 @@ def test_two_scorers_share_the_work_and_lose_none(log: Log) -> None:
         other.close()
         one.close()
     assert {scored.group.request.number for scored in records(log, ScoredGroup, "scored")} == set(range(40))
+
+
+def test_a_scorer_that_hands_partitions_over_hands_over_what_is_under_way_there(log: Log) -> None:
+    """It kept at it, and where that took five seconds it left its group and scored all that was under way again."""
+    reward = SlowReward()
+    send(log, *(make_group(["slow"], number=number) for number in range(16)))
+    with scoring(log, reward, away_s=0.0) as stays:
+        wait_until(lambda: num_read(stays) == 16)
+        with scoring(log, reward) as leaves_again:
+            wait_until(lambda: num_read(leaves_again) > 0)
+        wait_until(lambda: num_read(stays) > 16)  # it has back what nobody answered
+        with scoring(log) as comes:
+            wait_until(lambda: num_read(comes) > 0)
+            reward.release.set()
+            comes.finish()
+    assert sorted(one.group.request.number for one in records(log, ScoredGroup, "scored")) == list(range(16))
+    assert stays.metrics.value("retries_total", stage="scorer") == 0
 
 
 def test_a_scorer_that_takes_partitions_over_knows_the_groups_that_the_one_before_has_scored(log: Log) -> None:
