@@ -40,6 +40,9 @@ _POLL_S = 0.01
 _IDLE_S = 0.2
 """How long it waits for new groups when it has none: long enough to cost nothing, short enough to stop at once."""
 
+_LOOK_S = 0.05
+"""Between two looks for new groups while there are none and others are under way: on Kafka each asks the brokers."""
+
 _LOGGER = logging.getLogger(__name__)
 
 _TELL_S = 1.0
@@ -79,15 +82,23 @@ class _Shift:
         self._frontier = Frontier()
         self._next: dict[Partition, int] = {}
         self._committed_s = time.monotonic()
+        self._look_s = 0.0
 
     def confirm(self) -> None:
         """Raises LeaseLostError where this process may have stood still, and others do its work by now."""
         if time.monotonic() - self._committed_s >= self._away_s:
             self._commit()
 
-    def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
-        """New entries. What comes again, because a partition was lost and got back, is under way or settled."""
-        entries = self.consumer.read(max_records=max_records, timeout_s=timeout_s)
+    def read(self, *, max_records: int) -> list[Entry]:
+        """New entries, waited for only where nothing is under way.
+
+        What comes again, because a partition was lost and got back, is under way or settled.
+        """
+        if self.open and time.monotonic() < self._look_s:
+            return []
+        entries = self.consumer.read(max_records=max_records, timeout_s=0.0 if self.open else _IDLE_S)
+        if not entries:
+            self._look_s = time.monotonic() + _LOOK_S
         self._hand_over()
         if self.copies.catch_up(entries, self.consumer) and self.open:
             self._give_up_settled()
@@ -200,7 +211,7 @@ class Scorer:
         if room <= 0:
             return []
         finished = []
-        for entry in shift.read(max_records=room, timeout_s=0.0 if shift.open else _IDLE_S):
+        for entry in shift.read(max_records=room):
             self._metrics.count("records_read_total", topic=entry.topic)
             try:
                 group = decode_group(entry.value, where=entry.where)
