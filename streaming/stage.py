@@ -3,8 +3,8 @@
     read -> processed (a pure function) -> appended (durable) -> committed
 
 A crash before the commit repeats the batch: the same records appear again under the same ids, and readers keep the
-first. Bytes that are no record, and work that keeps failing, go to the dead-letter topic with a reason, and the rest
-of the batch goes on.
+first. Bytes that are no record, and entries whose outputs are larger than the log takes, go to the dead-letter topic
+with a reason, and the rest of the batch goes on. Any other failure ends the stage.
 """
 
 import threading
@@ -24,7 +24,7 @@ Process = Callable[[Entry], Sequence[Output]]
 """What an entry becomes. Raises RecordError where its bytes are no record."""
 
 Reason = Literal["record", "failed", "too_large"]
-"""Why an entry is a dead letter: no record, failed at every try, or its outputs are larger than the log takes."""
+"""Why an entry is a dead letter: no record, its work failed, or its outputs are larger than the log takes."""
 
 Explain = Callable[[Entry, Reason], Feedback | None]
 """The ending of a dead letter's request, where the bytes still say which one it was."""
@@ -39,18 +39,6 @@ _MAX_REASON_CHARS = 4096
 """Of an error's text that a dead letter keeps: the envelope stays small beside the record."""
 
 
-class Retry(NamedTuple):
-    """Which failures pass by themselves, and how often one is tried."""
-
-    errors: tuple[type[Exception], ...] = ()
-    max_attempts: int = 5
-    first_pause_s: float = 0.1  # doubled with every further attempt
-
-
-NO_RETRY = Retry()
-"""No failure passes: one ends the stage."""
-
-
 class _Result(NamedTuple):
     """What became of an entry."""
 
@@ -59,11 +47,7 @@ class _Result(NamedTuple):
     id: str | None = None
 
 
-class _StopError(Exception):
-    """The stage is to stop while it waits to try again. The batch is not committed."""
-
-
-def dead_letter(entry: Entry, reason: str, stage: str, attempts: int = 1) -> Output:
+def dead_letter(entry: Entry, reason: str, stage: str) -> Output:
     """The entry's untouched bytes and why they could not be processed."""
     letter = DeadLetter(
         stage=stage,
@@ -71,7 +55,7 @@ def dead_letter(entry: Entry, reason: str, stage: str, attempts: int = 1) -> Out
         key=entry.key,
         value=entry.value,
         reason=reason[:_MAX_REASON_CHARS],
-        attempts=attempts,
+        attempts=1,
         time_s=time.time(),
     )
     return Output(topics.DEAD_LETTER.name, entry.key, encode(letter))
@@ -89,9 +73,8 @@ class Stage:
         name: str,
         group: str,
         topics: Sequence[str],
-        identify: Identify | None = None,
-        explain: Explain | None = None,
-        retry: Retry = NO_RETRY,
+        identify: Identify,
+        explain: Explain,
         max_records: int = 64,
         away_s: float = AWAY_S,
     ) -> None:
@@ -105,44 +88,40 @@ class Stage:
         self._name = name
         self._group = group
         self._topics = topics
-        self._copies = None if identify is None else Copies(log, identify)
+        self._copies = Copies(log, identify)
         self._explain = explain
-        self._retry = retry
         self._max_records = max_records
         self._away_s = away_s
         self._lag_told_s = 0.0
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop`. Raises what no retry mends: a broken log, an error that is not in `retry`."""
+        """Work until `stop`. Raises what is no entry's fault: a broken log, a bug."""
         with self._log.subscribe(self._group, self._topics) as consumer:
             while not stop.is_set():
-                self.run_once(consumer, timeout_s=_IDLE_S, wait=stop.wait)
+                self.run_once(consumer, timeout_s=_IDLE_S)
 
-    def run_once(self, consumer: Consumer, *, timeout_s: float, wait: Callable[[float], bool]) -> int:
-        """One batch; returns how many entries were consumed. `wait` sleeps before a retry; true means stop."""
+    def run_once(self, consumer: Consumer, *, timeout_s: float) -> int:
+        """One batch; returns how many entries were consumed."""
         self._metrics.time.enter("waiting")
         entries = consumer.read(max_records=self._max_records, timeout_s=timeout_s)
         self._metrics.time.enter("busy")
         try:
-            self._consume(entries, consumer, wait)
-        except _StopError:
-            return 0
+            self._consume(entries, consumer)
         finally:
             self._metrics.time.enter("waiting")
         self._tell_lag(consumer)
         return len(entries)
 
-    def _consume(self, entries: list[Entry], consumer: Consumer, wait: Callable[[float], bool]) -> None:
+    def _consume(self, entries: list[Entry], consumer: Consumer) -> None:
         if not entries:
             return
         self._count("records_read_total", [entry.topic for entry in entries])
         began_s = time.monotonic()
-        if self._copies is not None:
-            self._copies.catch_up(entries, consumer)
+        self._copies.catch_up(entries, consumer)
         ids: set[str] = set()
         results = []
         for entry in entries:
-            result = self._work(entry, ids, wait)
+            result = self._work(entry, ids)
             if result.id is not None:
                 ids.add(result.id)
             results.append(result)
@@ -173,30 +152,22 @@ class Stage:
             return False
         return True
 
-    def _work(self, entry: Entry, batch_ids: set[str], wait: Callable[[float], bool]) -> _Result:
-        """Process one entry; try again what passes, give up what does not."""
-        for attempt in range(1, self._retry.max_attempts + 1):
-            try:
-                found = None if self._copies is None else self._copies.identify(entry)
-                if self._copies is not None and (found in self._copies or found in batch_ids):
-                    self._metrics.count("duplicates_total", topic=entry.topic)
-                    return _Result(entry, [])
-                return _Result(entry, list(self._process(entry)), found)
-            except RecordError as error:
-                return self._give_up(entry, "record", error, attempt)
-            except self._retry.errors as error:
-                if attempt == self._retry.max_attempts:
-                    return self._give_up(entry, "failed", error, attempt)
-            self._metrics.count("retries_total", stage=self._name)
-            if wait(self._retry.first_pause_s * 2 ** (attempt - 1)):
-                raise _StopError
-        raise AssertionError("max_attempts is at least 1")
+    def _work(self, entry: Entry, batch_ids: set[str]) -> _Result:
+        """Process one entry, unless it is a copy; give it up where it is no record."""
+        try:
+            found = self._copies.identify(entry)
+            if found in self._copies or found in batch_ids:
+                self._metrics.count("duplicates_total", topic=entry.topic)
+                return _Result(entry, [])
+            return _Result(entry, list(self._process(entry)), found)
+        except RecordError as error:
+            return self._give_up(entry, "record", error)
 
-    def _give_up(self, entry: Entry, reason: Reason, error: Exception, attempts: int) -> _Result:
+    def _give_up(self, entry: Entry, reason: Reason, error: Exception) -> _Result:
         """A dead letter, and the end of its request where it is known."""
         self._metrics.count("dead_letters_total", stage=self._name)
-        outputs = [dead_letter(entry, f"{type(error).__name__}: {error}", self._name, attempts)]
-        feedback = self._explain(entry, reason) if self._explain is not None else None
+        outputs = [dead_letter(entry, f"{type(error).__name__}: {error}", self._name)]
+        feedback = self._explain(entry, reason)
         if feedback is not None:
             self._metrics.count("endings_total", ending=feedback.ending, reason=reason)
             outputs.append(Output(topics.FEEDBACK.name, feedback.group_id.encode(), encode(feedback)))
@@ -212,7 +183,7 @@ class Stage:
         except TooLargeError as error:
             if len(results) > 1:
                 return [written for result in results for written in self._append([result])]
-            results = [self._give_up(results[0].entry, "too_large", error, 1)]
+            results = [self._give_up(results[0].entry, "too_large", error)]
             self._write(results[0].outputs)
         return results
 
@@ -221,8 +192,6 @@ class Stage:
         self._count("records_written_total", [output.topic for output in outputs])
 
     def _remember(self, done: list[_Result]) -> None:
-        if self._copies is None:
-            return
         self._copies.add(result.id for result in done if result.id is not None)
         for result in done:
             self._copies.passed(result.entry)

@@ -43,11 +43,11 @@ class Member:
         self.consumer: Consumer = log.subscribe("g", [IN])
         self._stage = Stage(
             log, Metrics(name), lambda entry: [Output(OUT, entry.key, name.encode())], name=name, group="g",
-            topics=[IN], identify=lambda entry: entry.key.decode(),
+            topics=[IN], identify=lambda entry: entry.key.decode(), explain=lambda entry, reason: None,
         )  # fmt: skip
 
     def work(self) -> None:
-        self._stage.run_once(self.consumer, timeout_s=0.05, wait=lambda pause_s: False)
+        self._stage.run_once(self.consumer, timeout_s=0.05)
 
 
 def ask(log: Log) -> None:

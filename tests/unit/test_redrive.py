@@ -126,7 +126,7 @@ def test_a_selector_takes_a_redriven_group_up_again(log: Log) -> None:
     heartbeat = Heartbeat(log, metrics, role="selector", interval_s=3600)
     stage = Selector(log, metrics, heartbeat, config=SelectionConfig(), policy="policy").stage()
     with log.subscribe("selector.policy", ["scored"]) as consumer:
-        assert stage.run_once(consumer, timeout_s=0, wait=lambda _: False) == 1
+        assert stage.run_once(consumer, timeout_s=0) == 1
     heartbeat.close()
     assert metrics.value("duplicates_total", topic="scored") == 0
     assert len(list(entries(log, "pairs.policy"))) == 2

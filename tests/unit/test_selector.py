@@ -183,7 +183,7 @@ def run(log: Log, *, policy: str = "policy", **settings: Any) -> Metrics:
     selector = Selector(log, metrics, heartbeat, config=SelectionConfig(**settings), policy=policy)
     stage = selector.stage()
     with log.subscribe(f"selector.{policy}", ["scored"]) as consumer:
-        while stage.run_once(consumer, timeout_s=0, wait=threading.Event().wait):
+        while stage.run_once(consumer, timeout_s=0):
             pass
     heartbeat.close()
     return metrics

@@ -9,27 +9,9 @@ from streaming.errors import LeaseLostError, RecordError, StreamDPOError
 from streaming.log.protocol import Entry, Log, Offsets, Output
 from streaming.metrics import Metrics
 from streaming.records import DeadLetter, Feedback, decode
-from streaming.stage import Reason, Retry, Stage, dead_letter
+from streaming.stage import Reason, Stage, dead_letter
 from tests.builders import make_entry, make_feedback
 from tests.fakes import Crash, CrashingConsumer, CrashingLog
-
-
-class Busy(Exception):
-    """A failure that passes."""
-
-
-class Failures:
-    """Shouts every entry, but fails first as often as it is told. Keeps no other state."""
-
-    def __init__(self, **times: int) -> None:
-        self.left = times
-
-    def __call__(self, entry: Entry) -> list[Output]:
-        name = entry.value.decode()
-        if self.left.get(name, 0) > 0:
-            self.left[name] -= 1
-            raise Busy(name)
-        return shout(entry)
 
 
 def shout(entry: Entry) -> list[Output]:
@@ -55,20 +37,16 @@ def fill(log: Log, *values: bytes) -> None:
 
 
 def make_stage(log: Log, process=shout, *, metrics: Metrics | None = None, **options) -> Stage:  # type: ignore[no-untyped-def]
-    return Stage(log, metrics or Metrics("test"), process, name="shouter", group="g", topics=["in"], **options)
+    """Unless told otherwise no entry is another's copy, and no dead letter ends a request."""
+    options = {"topics": ["in"], "identify": lambda entry: entry.where, "explain": lambda entry, reason: None} | options
+    return Stage(log, metrics or Metrics("test"), process, name="shouter", group="g", **options)
 
 
-def work(log: Log, stage: Stage | None = None, *, pauses: list[float] | None = None, stop_at: int = 99) -> int:
-    """One batch of a member that joins and leaves. Pauses are noted and not slept; the one at `stop_at` stops."""
-    noted: list[float] = [] if pauses is None else pauses
-
-    def wait(pause_s: float) -> bool:
-        noted.append(pause_s)
-        return len(noted) >= stop_at
-
+def work(log: Log, stage: Stage | None = None) -> int:
+    """One batch of a member that joins and leaves."""
     stage = stage or make_stage(log)
     with log.subscribe("g", ["in"]) as consumer:
-        return stage.run_once(consumer, timeout_s=0, wait=wait)
+        return stage.run_once(consumer, timeout_s=0)
 
 
 def values(log: Log, topic: str = "out") -> list[bytes]:
@@ -143,34 +121,10 @@ def test_a_record_of_the_largest_size_still_fits_into_a_dead_letter(log: Log) ->
     assert letters(log)[0].value == largest
 
 
-def test_a_failure_that_passes_is_tried_again_with_longer_and_longer_pauses(log: Log) -> None:
-    metrics, pauses = Metrics("test"), list[float]()
-    fill(log, b"a", b"b")
-    work(log, make_stage(log, Failures(b=3), metrics=metrics, retry=Retry((Busy,))), pauses=pauses)
-    assert values(log) == [b"A", b"B"]
-    assert pauses == [0.1, 0.2, 0.4]
-    assert metrics.value("retries_total", stage="shouter") == 3
-
-
-def test_a_failure_that_does_not_pass_is_a_dead_letter_after_so_many_tries(log: Log) -> None:
-    fill(log, b"a", b"b", b"c")
-    work(log, make_stage(log, Failures(b=99), retry=Retry((Busy,), max_attempts=3)))
-    assert values(log) == [b"A", b"C"]
-    [letter] = letters(log)
-    assert (letter.value, letter.attempts, letter.reason) == (b"b", 3, "Busy: b")
-
-
-def test_a_stop_during_a_pause_leaves_the_batch_for_the_next_start(log: Log) -> None:
-    fill(log, b"a", b"b")
-    assert work(log, make_stage(log, Failures(b=99), retry=Retry((Busy,))), stop_at=1) == 0
-    assert values(log) == []
-    assert work(log) == 2
-
-
 def test_a_bug_ends_the_stage_and_writes_nothing(log: Log) -> None:
     fill(log, b"a", b"bug")
     with pytest.raises(ZeroDivisionError):
-        work(log, make_stage(log, retry=Retry((Busy,))))
+        work(log)
     assert values(log) == []
     assert log.committed("g", ["in"]) == {("in", 0): 0}
 
@@ -216,16 +170,16 @@ def test_a_lost_lease_drops_the_batch_and_the_stage_goes_on(log: Log) -> None:
             consumer.read(max_records=1, timeout_s=0)  # gives up the newcomer's share
         return shout(entry)
 
-    stage = Stage(log, metrics, process, name="shouter", group="g", topics=["prompts"])
+    stage = make_stage(log, process, metrics=metrics, topics=["prompts"])
     with log.subscribe("g", ["prompts"]) as consumer:
-        assert stage.run_once(consumer, timeout_s=0, wait=never) == 20
+        assert stage.run_once(consumer, timeout_s=0) == 20
         assert metrics.value("retries_total", stage="shouter") == 1
         assert set(log.committed("g", ["prompts"]).values()) == {0}
         again = joined[0].read(max_records=99, timeout_s=0)
         assert {entry.partition for entry in again} == {place[1] for place in joined[0].positions()} != set()
         fill_one = next(entry.key for entry in again)
         log.append([Output("prompts", fill_one, b"new")])
-        assert stage.run_once(consumer, timeout_s=0, wait=never) == 0
+        assert stage.run_once(consumer, timeout_s=0) == 0
 
 
 def test_a_running_stage_counts_and_stops_soon(log: Log) -> None:
@@ -263,9 +217,9 @@ class HalfTakenConsumer(CrashingConsumer):
 def test_of_a_batch_that_took_long_only_what_another_member_took_over_is_left_to_it(log: Log) -> None:
     """The rest used to be passed over: neither written now nor read again."""
     log.append([Output("prompts", b"%d" % i, b"%d" % i) for i in range(20)])
-    stage = Stage(log, Metrics("test"), shout, name="shouter", group="g", topics=["prompts"], away_s=0.0)
+    stage = make_stage(log, topics=["prompts"], away_s=0.0)
     with log.subscribe("g", ["prompts"]) as consumer:
-        stage.run_once(HalfTakenConsumer(CrashingLog(log), consumer), timeout_s=0, wait=never)
+        stage.run_once(HalfTakenConsumer(CrashingLog(log), consumer), timeout_s=0)
     ends = log.end_offsets("prompts")
     assert log.committed("g", ["prompts"]) == {**ends, ("prompts", 0): 0}
     assert len(values(log)) == sum(ends.values()) - ends["prompts", 0]
@@ -278,10 +232,6 @@ def test_an_error_of_ours_that_is_no_record_error_ends_the_stage(log: Log) -> No
     fill(log, b"a")
     with pytest.raises(StreamDPOError):
         work(log, make_stage(log, broken))
-
-
-def never(pause_s: float) -> bool:
-    return False
 
 
 class TakenConsumer(CrashingConsumer):

@@ -51,7 +51,7 @@ def test_a_record_of_a_newer_schema_is_a_dead_letter_that_says_so_and_its_reques
     log.append([Output(topics.SCORED.name, b"g", changed(make_scored(number=4), schema=SCHEMA + 1))])
     stage = Selector(log, metrics, heartbeat, config=SelectionConfig(), policy="policy").stage()
     with log.subscribe(topics.selectors("policy"), [topics.SCORED.name]) as consumer:
-        stage.run_once(consumer, timeout_s=0, wait=lambda _: False)
+        stage.run_once(consumer, timeout_s=0)
     heartbeat.close()
     [letter] = [decode(DeadLetter, entry.value) for entry in entries(log, topics.DEAD_LETTER.name)]
     assert f"a ScoredGroup of schema {SCHEMA + 1}" in letter.reason
