@@ -85,10 +85,17 @@ def decode(kind: type[R], value: bytes, *, where: str = "record") -> R:
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
         _refuse_newer(kind, _schema_of(value), where)
         raise RecordError(
-            f"not a {kind.__name__}: {cause}", where=where, do="The bytes go to the dead-letter topic."
+            f"not a {_name(kind)}: {cause}", where=where, do="The bytes go to the dead-letter topic."
         ) from cause
     _refuse_newer(kind, getattr(record, "schema", SCHEMA), where)
     return record
+
+
+def _name(kind: type[Record]) -> str:
+    """What people know the record as: a class that reads another one in its own way goes by that one's name."""
+    return next(
+        one.__name__ for one in reversed(kind.__mro__) if issubclass(one, Record) and one not in (Record, Outline)
+    )
 
 
 class _Schema(msgspec.Struct):
@@ -106,7 +113,7 @@ def _schema_of(value: bytes) -> int:
 def _refuse_newer(kind: type[Record], schema: int, where: str) -> None:
     if schema > SCHEMA:
         raise RecordError(
-            f"a {kind.__name__} of schema {schema}: this release reads up to {SCHEMA}",
+            f"a {_name(kind)} of schema {schema}: this release reads up to {SCHEMA}",
             where=where,
             do="The bytes go to the dead-letter topic. Upgrade every role of the run, then `streamdpo redrive`.",
         )

@@ -34,6 +34,12 @@ def test_packed_records_travel_on_as_the_bytes_they_were() -> None:
     assert encode(packed) == encode(scored)
 
 
+def test_bytes_that_are_no_group_are_called_by_the_name_that_people_know() -> None:
+    """`redrive --reason "not a Group"` found none of them: they were no PackedGroup."""
+    with pytest.raises(RecordError, match="not a Group: "):
+        decode_group(b"junk", where="candidates/0@0")
+
+
 @pytest.mark.parametrize("broken", [{"tokens": ["a"]}, {"tokens": 3}, {"logprobs": [None]}, {"logprobs": {}}])
 def test_arrays_that_hold_no_numbers_are_no_group(broken: dict[str, Any]) -> None:
     group = msgspec.to_builtins(make_group(["a", "b"]))
