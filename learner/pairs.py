@@ -22,7 +22,8 @@ from streaming.dead_letters import DeadLetters
 from streaming.errors import RecordError
 from streaming.log.protocol import Entry, Log, Output, Partition
 from streaming.metrics import Metrics
-from streaming.records import DeadLetter, Feedback, Pair, Source, decode, encode
+from streaming.records import Feedback, Pair, decode
+from streaming.stage import dead_letter
 
 STAGE = "learner"
 
@@ -218,26 +219,12 @@ class _Lane:
         try:
             self.queue.append(_Next(entry.offset, decode(Pair, entry.value, where=entry.where)))
         except RecordError as error:
-            letter, known = dead_letter(entry, error), known_of(self._log, entry, policy=self._policy)
+            letter, known = dead_letter(entry, error.what, STAGE), known_of(self._log, entry, policy=self._policy)
             if known is not None:
                 self.queue.append(_Next(entry.offset, known, letter))
                 return
             self._log.append([letter])
             self._metrics.count("dead_letters_total", stage=STAGE)
-
-
-def dead_letter(entry: Entry, error: RecordError) -> Output:
-    """The bytes as they are, and why nobody could read them."""
-    letter = DeadLetter(
-        stage=STAGE,
-        source=Source(topic=entry.topic, partition=entry.partition, offset=entry.offset),
-        key=entry.key,
-        value=entry.value,
-        reason=error.what,
-        attempts=1,
-        time_s=entry.time_s,
-    )
-    return Output(topics.DEAD_LETTER.name, entry.key, encode(letter))
 
 
 def is_last_batch(numbers: dict[str, float], pending_requests: int) -> bool:
