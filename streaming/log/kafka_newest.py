@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from streaming.errors import TrimmedError
+from streaming.log.compaction import is_superseded
 from streaming.log.kafka_consumer import LogConsumer
 from streaming.log.protocol import Entry, Offsets
 
@@ -49,13 +50,19 @@ class Newest:
         assert self._reader is not None
         while any(offset < ends[place] for place, offset in self._reader.positions().items()):
             entries = self._reader.read(max_records=_MAX_RECORDS, timeout_s=0)
-            self._found.update((entry.key, entry) for entry in entries)
+            for entry in entries:
+                self._take(entry)
             if not entries:
                 self._log.end_offsets(self._topic)  # to wait: there is more, and the cluster did not deliver it
         for key, offset in self._deleted.items():
             if key in self._found and self._found[key].offset < offset:
                 del self._found[key]
         self._deleted.clear()
+
+    def _take(self, entry: Entry) -> None:
+        before = self._found.get(entry.key)
+        if before is None or is_superseded(self._topic, before.value, entry.value):
+            self._found[entry.key] = entry
 
     def _start(self) -> None:
         begins = self._log.begin_offsets(self._topic)

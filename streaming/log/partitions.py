@@ -7,6 +7,7 @@ is its last row, and reading on is a seek.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from streaming.log.compaction import is_superseded
 from streaming.log.protocol import Output
 from streaming.log.store import Database, Row, Writer
 from streaming.topics import Topic
@@ -63,7 +64,7 @@ def insert(database: Database, placed: Sequence[Placed], time_s: float) -> list[
     database.many("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
     for record, row in zip(placed, rows, strict=True):
         if record.is_compacted:
-            _supersede(database, record.partition, record.output.key, row[0])
+            _supersede(database, record, row[0])
     return offsets
 
 
@@ -169,9 +170,15 @@ def rewrite(database: Database, values: Sequence[tuple[bytes, int, int]]) -> int
     return found
 
 
-def _supersede(database: Database, partition: int, key: bytes, row_id: int) -> None:
-    """This row is the key's newest: the one before it goes."""
-    before = database.value("SELECT id FROM newest WHERE partition = ? AND key = ?", (partition, key))
-    if before is not None:
-        database.rows("DELETE FROM records WHERE id = ?", (before,))
-    database.rows("INSERT OR REPLACE INTO newest VALUES (?, ?, ?)", (partition, key, row_id))
+def _supersede(database: Database, record: Placed, row_id: int) -> None:
+    """This row is the key's newest: the one before it goes. Bytes that are no record stay beside a record."""
+    partition, output = record.partition, record.output
+    before = database.rows(
+        "SELECT id, value FROM newest JOIN records USING (id) WHERE partition = ? AND newest.key = ?",
+        (partition, output.key),
+    )
+    for before_id, value in before:
+        if not is_superseded(output.topic, value, output.value):
+            return
+        database.rows("DELETE FROM records WHERE id = ?", (before_id,))
+    database.rows("INSERT OR REPLACE INTO newest VALUES (?, ?, ?)", (partition, output.key, row_id))

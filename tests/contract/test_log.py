@@ -14,6 +14,8 @@ from kafka import KafkaAdminClient, KafkaProducer
 
 from streaming.errors import LeaseLostError, LogError, TooLargeError, TrimmedError
 from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
+from streaming.records import encode
+from tests.builders import make_role
 from tests.fakes import Crash, CrashingLog
 from tests.kafka_cluster import Address
 from tests.log_process import LONG_LEASE_S, SHORT_LEASE_S, LogProcess, open_test_log
@@ -626,6 +628,19 @@ def test_a_deleted_key_is_not_among_the_newest_of_a_log_that_knew_it(backend: Ba
     backend.delete("roles", b"b")
     log.append([Output("roles", b"b", b"2")])
     assert {key: entry.value for key, entry in log.newest("roles").items()} == {b"b": b"2"}
+
+
+def test_bytes_that_are_no_record_take_no_records_place(backend: Backend, log: Log) -> None:
+    states = [encode(make_role(epoch=epoch)) for epoch in (1, 2)]
+    log.append([Output("roles", b"k", value) for value in (b"junk", states[0], b"junk", b"more junk")])
+    log.append([Output("roles", b"none", b"junk"), Output("roles", b"none", b"more junk")])
+    for one in (log, backend.open()):
+        assert {key: entry.value for key, entry in one.newest("roles").items()} == {
+            b"k": states[0],
+            b"none": b"more junk",
+        }
+    log.append([Output("roles", b"k", states[1])])
+    assert (log.newest("roles")[b"k"].value, log.newest("roles")[b"k"].offset) == (states[1], 6)
 
 
 def test_only_a_compacted_topic_has_newest_records(log: Log) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from streaming import topics as table
 from streaming.errors import LeaseLostError, LogError, TooLargeError, TrimmedError
+from streaming.log.compaction import is_superseded
 from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
 from tests.simulation.fibers import Fiber, Process
 
@@ -99,6 +100,7 @@ class Store:
         self.history: list[Entry] = []  # everything ever appended, in the order of time
         self._partitions: dict[str, list[list[Entry]]] = {}
         self._newest: dict[str, dict[bytes, Entry]] = {}
+        self._compacted: set[tuple[str, int, int]] = set()
         self._begins: dict[Partition, int] = {}
         self.fault: AppendFault = lambda process, outputs: None
         self.damage: Damage = lambda process, outputs: outputs
@@ -135,8 +137,7 @@ class Store:
 
     def is_there(self, entry: Entry) -> bool:
         """Whether compaction has left it."""
-        newest = self._newest.get(entry.topic)
-        return newest is None or newest[entry.key] is entry
+        return (entry.topic, entry.partition, entry.offset) not in self._compacted
 
     def group(self, name: str) -> Group:
         return self.groups.setdefault(name, Group())
@@ -158,11 +159,20 @@ class Store:
         parts[number].append(entry)
         self.history.append(entry)
         if output.topic in self._newest:
-            self._newest[output.topic][output.key] = entry
+            self._compact(entry)
         for fiber in self.waiting.get(output.topic, ()):
             if fiber is not None:
                 fiber.wake()
         return number, entry.offset
+
+    def _compact(self, entry: Entry) -> None:
+        newest = self._newest[entry.topic]
+        before = newest.get(entry.key)
+        if before is not None:
+            if not is_superseded(entry.topic, before.value, entry.value):
+                return
+            self._compacted.add((before.topic, before.partition, before.offset))
+        newest[entry.key] = entry
 
 
 class MemoryLog(Log):

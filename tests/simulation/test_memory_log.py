@@ -4,6 +4,8 @@ import pytest
 
 from streaming.errors import LeaseLostError, LogError, TooLargeError, TrimmedError
 from streaming.log.protocol import Consumer, Entry, Output, Partition
+from streaming.records import encode
+from tests.builders import make_role
 from tests.simulation.fibers import World
 from tests.simulation.memory_log import LEASE_S, MAX_RECORD_BYTES, MemoryLog, Store
 
@@ -126,6 +128,13 @@ def test_a_compacted_topic_keeps_the_newest_record_of_each_key(log: MemoryLog) -
     assert numbers(drain(log.assign(log.begin_offsets("roles")))) == [6, 7, 8]
     with pytest.raises(LogError):
         log.newest("prompts")
+
+
+def test_bytes_that_are_no_record_take_no_records_place(log: MemoryLog) -> None:
+    state = encode(make_role())
+    log.append([Output("roles", b"k", value) for value in (b"junk", state, b"more junk")])
+    log.append([Output("roles", b"none", b"junk"), Output("roles", b"none", b"more junk")])
+    assert {key: entry.value for key, entry in log.newest("roles").items()} == {b"k": state, b"none": b"more junk"}
 
 
 def test_a_reader_without_a_group_cannot_commit_and_an_offset_beyond_the_end_is_an_error(log: MemoryLog) -> None:
