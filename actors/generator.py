@@ -20,7 +20,7 @@ from actors.keeper import EngineKeeper, MakeEngine
 from actors.reading import GROUP, PromptReader, WeightsReader
 from actors.update import Weights, announced
 from streaming import topics
-from streaming.endings import FORGOTTEN, end
+from streaming.endings import FORGOTTEN, end, request_in
 from streaming.errors import EngineError, RecordError, TooLargeError
 from streaming.fencing import AWAY_S
 from streaming.heartbeat import Heartbeat
@@ -45,9 +45,10 @@ class _Answer(NamedTuple):
     """What a prompt has led to, not written yet: a group, or the reason why there is none."""
 
     entry: Entry
-    request: PromptRequest | None  # None where the bytes are no request
+    request: PromptRequest | None  # None where the bytes do not say which request it is
     group: Group | None
     reason: str = ""
+    error: str = ""  # more about it, for people
 
 
 class Generator:
@@ -155,7 +156,7 @@ class Generator:
                 try:
                     request = decode(PromptRequest, entry.value, where=entry.where)
                 except RecordError as error:
-                    self._answers.append(_Answer(entry, None, None, str(error)))
+                    self._answers.append(_Answer(entry, _what_is_left(entry), None, "record", str(error)))
                 else:
                     self._begin(entry, request, tasks)
             self._moves()
@@ -252,7 +253,7 @@ class Generator:
         request = answer.request
         if request is not None and answer.reason == FORGOTTEN:
             return [self._ending(request, "dropped", answer.reason)]
-        outputs = [dead_letter(answer.entry, answer.reason, STAGE)]
+        outputs = [dead_letter(answer.entry, answer.error or answer.reason, STAGE)]
         if request is not None:
             outputs.append(self._ending(request, "dead_lettered", answer.reason))
         return outputs
@@ -343,6 +344,14 @@ class Generator:
         committed = self._log.committed(GROUP, [topics.PROMPTS.name])
         ends = self._log.end_offsets(topics.PROMPTS.name)
         return sum(end - committed.get(partition, 0) for partition, end in ends.items())
+
+
+def _what_is_left(entry: Entry) -> PromptRequest | None:
+    """Of bytes that are no request: which one they were to be, if they say so."""
+    try:
+        return request_in(entry.value, where=entry.where)
+    except RecordError:
+        return None
 
 
 def _has_tokens_of(group: Group, version: Version) -> bool:

@@ -11,7 +11,8 @@ from streaming.errors import LeaseLostError
 from streaming.fencing import AWAY_S, Issuers, Verdict, claim_of, read_issuers
 from streaming.frontier import Frontier
 from streaming.log.protocol import Consumer, Entry, Log, Partition
-from streaming.records import WeightVersion, decode
+from streaming.readable import readable
+from streaming.records import WeightVersion
 
 R = TypeVar("R")
 
@@ -174,6 +175,6 @@ class WeightsReader(_Threaded):
         return newest
 
     def _pick(self, entries: list[Entry]) -> WeightVersion | None:
-        found = [decode(WeightVersion, entry.value, where=entry.where) for entry in entries]
+        found = readable(WeightVersion, entries)
         ours = [weights for weights in found if weights.policy == self._policy and weights.kind == "full"]
         return max(ours, key=lambda weights: weights.version, default=None)

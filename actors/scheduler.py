@@ -18,6 +18,7 @@ from actors.rounds import Rounds
 from streaming import topics
 from streaming.books import newest_carried
 from streaming.copies import dead_places
+from streaming.endings import request_in
 from streaming.errors import RecordError
 from streaming.fencing import read_fences
 from streaming.heartbeat import Beats, Heartbeat, states_since
@@ -25,6 +26,7 @@ from streaming.history import entries
 from streaming.log.by_reference import unfetched
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
+from streaming.readable import readable
 from streaming.records import (
     Feedback,
     PromptRequest,
@@ -130,7 +132,10 @@ class Scheduler:
         if carried is not None:  # what retention has taken, or what a new log begins with
             self._outstanding.go_on(max((end for _, end in carried.issued), default=0), carried.next_ordinal)
         for entry in entries(self._log, topics.PROMPTS.name):
-            request = decode(PromptRequest, entry.value, where=entry.where)
+            try:
+                request = request_in(entry.value, where=entry.where)
+            except RecordError:  # a generator dead-letters it, and nobody knows which request it was
+                continue
             if not self._issuer.issuers.is_void(request.claim, entry):
                 self._issued(request)
         follow = dict(self._log.begin_offsets(topics.FEEDBACK.name))
@@ -184,8 +189,7 @@ class Scheduler:
         return None
 
     def _see_weights(self, published: Iterable[Entry]) -> None:
-        for entry in published:
-            weights = decode(WeightVersion, entry.value, where=entry.where)
+        for weights in readable(WeightVersion, published):
             if weights.policy != self._policy:
                 continue
             self._fences.add(weights)

@@ -24,6 +24,7 @@ import msgspec
 from deploy.lookup import at
 from streaming import topics
 from streaming.dead_letters import MARK
+from streaming.endings import request_in
 from streaming.errors import ConfigError, RecordError
 from streaming.fencing import read_fences, without_claim
 from streaming.history import records
@@ -274,7 +275,7 @@ def _asked(letter: DeadLetter) -> _Asked | None:
             pair = decode(_Pair, letter.value)
             return _Asked(pair.group_id, pair.request_number)
         if topic == topics.PROMPTS.name:
-            request = decode(PromptRequest, letter.value)
+            request = request_in(letter.value)
         elif topic == topics.CANDIDATES.name:
             request = decode(_Group, letter.value).request
         elif topic == topics.SCORED.name:

@@ -16,7 +16,8 @@ from streaming.evaluation import Measurement, best_of, newest_of
 from streaming.heartbeat import role_states
 from streaming.history import decoded
 from streaming.log.protocol import Entry, Log
-from streaming.records import Feedback, Version, WeightVersion, decode
+from streaming.readable import readable
+from streaming.records import Feedback, Version, WeightVersion
 
 WARN_AFTER = 20
 """Endings before a share of them means anything."""
@@ -103,10 +104,7 @@ class Watch:
 
     def keep_last(self) -> None:
         """The newest published version becomes RUN/last; that of a further policy RUN/last.POLICY."""
-        newest = [
-            decode(WeightVersion, entry.value, where=entry.where)
-            for entry in self._log.newest(topics.WEIGHTS.name).values()
-        ]
+        newest = readable(WeightVersion, self._log.newest(topics.WEIGHTS.name).values())
         for policy in self._config.every_policy:
             own = [weights.version for weights in newest if weights.policy == policy.name]
             if own:

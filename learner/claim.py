@@ -19,7 +19,8 @@ from streaming import topics
 from streaming.errors import NotReadyError, SupersededError
 from streaming.fencing import fence_at_the_end, still_needed
 from streaming.log.protocol import Log
-from streaming.records import WeightVersion, decode
+from streaming.readable import readable
+from streaming.records import WeightVersion
 
 _MAX_RECORDS = 256
 """Announcements read at once; a learner publishes about one a step."""
@@ -84,8 +85,7 @@ class Claim:
 
     def _newest_in_log(self) -> int:
         with self._lock:
-            for entry in self._announced.read(max_records=_MAX_RECORDS, timeout_s=0):
-                weights = decode(WeightVersion, entry.value, where=entry.where)
+            for weights in readable(WeightVersion, self._announced.read(max_records=_MAX_RECORDS, timeout_s=0)):
                 if weights.policy == self._policy:
                     self._newest_announced = max(self._newest_announced, weights.version.epoch)
             return self._newest_announced
@@ -98,6 +98,5 @@ def newest_version(log: Log, policy: str) -> WeightVersion | None:
 
 def newest_versions(log: Log) -> dict[str, WeightVersion]:
     """The newest announced version of every policy that has one."""
-    entries = log.newest(topics.WEIGHTS.name).values()
-    found = [decode(WeightVersion, entry.value, where=entry.where) for entry in entries]
+    found = readable(WeightVersion, log.newest(topics.WEIGHTS.name).values())
     return {one.policy: one for one in sorted(found, key=lambda one: one.version)}

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from streaming import topics
-from streaming.endings import FORGOTTEN
+from streaming.endings import FORGOTTEN, request_in
 from streaming.errors import LogError, RecordError
 from streaming.fencing import read_fences, read_issuers
 from streaming.frontier import IntervalSet
@@ -206,7 +206,7 @@ def _read_topic(log: Log, starts: dict[Partition, int], ends: dict[Partition, in
     for entry in between(log, starts, ends):
         try:
             if entry.topic == topics.PROMPTS.name:
-                request = decode(PromptRequest, entry.value, where=entry.where)
+                request = request_in(entry.value, where=entry.where)
                 verdict = issuers.verdict(request.claim, entry)
                 read.is_open |= verdict == "open"
                 if verdict != "void":

@@ -23,6 +23,7 @@ import msgspec
 from streaming import topics
 from streaming.errors import RecordError
 from streaming.log.protocol import Entry, Log
+from streaming.readable import readable
 from streaming.records import Feedback, Fence, Outline, RoleState, WeightVersion, decode
 
 NUM_KEYS = 8
@@ -68,8 +69,7 @@ class Fences:
 
 def read_fences(log: Log) -> Fences:
     """The fences that the log knows of: those of every learner that has announced a version."""
-    newest = log.newest(topics.WEIGHTS.name).values()
-    return Fences(decode(WeightVersion, entry.value, where=entry.where) for entry in newest)
+    return Fences(readable(WeightVersion, log.newest(topics.WEIGHTS.name).values()))
 
 
 class Issuers:
@@ -120,10 +120,10 @@ def without_claim(value: bytes) -> bytes:
 def read_issuers(log: Log) -> Issuers:
     """The issuers as the log knows them now."""
     newest = log.newest(topics.ROLES.name)
-    ours = [entry for key, entry in newest.items() if key.startswith(_SCHEDULER)]
-    announced = [decode(RoleState, entry.value, where=entry.where).fences for entry in ours]
-    fences = max((one for one in announced if one), key=_newest_of, default=[])
-    return Issuers(newest[CLAIM].offset if CLAIM in newest else None, fences)
+    ours = readable(RoleState, (entry for key, entry in newest.items() if key.startswith(_SCHEDULER)))
+    fences = max((state.fences for state in ours if state.fences), key=_newest_of, default=[])
+    claims = [entry.offset for entry in newest.values() if entry.key == CLAIM and readable(RoleState, [entry])]
+    return Issuers(max(claims, default=None), fences)
 
 
 def still_needed(fences: Iterable[Fence], log: Log, topic: str) -> list[Fence]:

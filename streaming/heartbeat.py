@@ -18,7 +18,8 @@ from streaming.errors import LogError, SupersededError
 from streaming.fencing import epoch_key
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
-from streaming.records import RoleState, decode, encode
+from streaming.readable import readable
+from streaming.records import RoleState, encode
 
 INTERVAL_S = 1.0
 """One beat a second: `status` looks live, and a day of beats is a few megabytes before compaction."""
@@ -86,7 +87,7 @@ def role_states(log: Log) -> dict[str, RoleState]:
 
     A start that a newer one has followed says nothing any more, however late it speaks.
     """
-    states = [decode(RoleState, entry.value, where=entry.where) for entry in log.newest(topics.ROLES.name).values()]
+    states = readable(RoleState, log.newest(topics.ROLES.name).values())
     in_order = sorted(states, key=lambda state: (state.role_id, state.epoch, state.time_s))
     return {state.role_id: state for state in in_order}
 

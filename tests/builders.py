@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from deploy.config import RunConfig
 from deploy.tiny_model import CHARACTERS
 from streaming.log.protocol import Entry
@@ -192,6 +194,11 @@ LEAST: dict[str, Any] = {
 def make_config(directory: str | Path = "runs/mine", **changed: Any) -> RunConfig:
     """The settings of a run that lies in `directory`. Nothing that they name is there."""
     return RunConfig.model_validate({**LEAST, "directory": str(directory), **changed})
+
+
+def broken(record: Record, **fields: Any) -> bytes:
+    """A record's bytes with these values in its fields, whether they fit or not."""
+    return msgspec.msgpack.encode({**msgspec.msgpack.decode(encode(record)), **fields})
 
 
 def make_entry(

@@ -46,6 +46,8 @@ def outline(topic: str, value: bytes) -> bytes:
     """A few fields of the value under their own names, without its texts; empty where nothing is known about it."""
     row = topics.find(topic)
     try:
+        if row is not None and row.record is PromptRequest:
+            return encode(_request_without_texts(decode(PromptRequest, value)))
         if row is not None and row.record is Group:
             return encode(_without_texts(decode(_Group, value)))
         if row is not None and row.record is ScoredGroup:
@@ -60,5 +62,9 @@ def outline(topic: str, value: bytes) -> bytes:
 
 
 def _without_texts(group: _Group) -> _Group:
+    return msgspec.structs.replace(group, request=_request_without_texts(group.request))
+
+
+def _request_without_texts(request: PromptRequest) -> PromptRequest:
     nothing: dict[str, Any] = {"text": None, "messages": None, "golden": None, "columns": {}}
-    return msgspec.structs.replace(group, request=msgspec.structs.replace(group.request, **nothing))
+    return msgspec.structs.replace(request, **nothing)

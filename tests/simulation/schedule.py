@@ -56,8 +56,7 @@ POISON = (b"", b"\xc1", b"not msgpack", b"\x81\xa6number\xa3two", REFERENCE_MARK
 DAMAGED = {topics.pairs(POLICY).name}
 """Topics whose records may become unreadable on their way, under the keys that they had."""
 
-POISONED = (topics.CANDIDATES, topics.SCORED, topics.pairs(POLICY), topics.FEEDBACK)
-
+POISONED = topics.all_topics(POLICY)
 
 HELD_BACK: dict[tuple[str, str], str] = {
     ("partial", topics.PROMPTS.name): "a number whose request was lost on the way to a cluster is never issued again",
@@ -293,7 +292,9 @@ class _Simulation:
         chance = self._world.chance
         topic = POISONED[int(chance.random() * len(POISONED))]
         value = POISON[int(chance.random() * len(POISON))]
-        self._store.append([Output(topic.name, b"%d" % int(chance.random() * 9), value)])
+        known = [*self._store.newest(topic.name)] if topic.compacted else []  # there it comes under records' keys too
+        key = [*known, b"poison"][int(chance.random() * (len(known) + 1))]
+        self._store.append([Output(topic.name, key, value)])
 
     def _redrive(self) -> None:
         """A person sends all dead letters again; while things go wrong, the command is killed now and then."""

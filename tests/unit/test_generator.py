@@ -9,7 +9,7 @@ from streaming.heartbeat import role_states
 from streaming.log import open_log
 from streaming.log.protocol import Log, Output
 from streaming.records import Message, Version
-from tests.builders import make_prompt, tokens_of
+from tests.builders import broken, make_prompt, tokens_of
 from tests.fakes import Crash, CrashingLog
 from tests.scripted_engine import Run, Script, records, running
 
@@ -197,6 +197,18 @@ def test_bytes_that_are_no_request_are_dead_lettered_untouched(log: Log, tmp_pat
     (letter,) = records(log, topics.DEAD_LETTER)
     assert (letter.key, letter.value) == (b"key", b"nonsense")
     assert committed(log) == 2
+
+
+def test_a_broken_request_that_says_which_it_is_ends(log: Log, tmp_path: Path, script: Script) -> None:
+    log.append([Output("prompts", b"p3", broken(make_prompt(3), num_candidates="two"))])
+    with running(log, tmp_path, script.make_engine) as run:
+        run.publish(FIRST)
+        run.until(lambda: records(log, topics.FEEDBACK))
+    (ending,), (letter,) = records(log, topics.FEEDBACK), records(log, topics.DEAD_LETTER)
+    assert (ending.request_number, ending.ending, ending.reason) == (3, "dead_lettered", "record")
+    assert ending.group_id == make_prompt(3).group_id
+    assert "not a PromptRequest" in letter.reason
+    assert committed(log) == 1
 
 
 def test_a_group_too_large_for_the_log_is_dead_lettered_alone(tmp_path: Path, script: Script) -> None:

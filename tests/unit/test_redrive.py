@@ -17,7 +17,7 @@ from streaming.metrics import Metrics
 from streaming.records import DeadLetter, Feedback, Group, PromptRequest, ScoredGroup, decode, encode
 from streaming.selector import Selector
 from streaming.stage import dead_letter
-from tests.builders import make_feedback, make_group, make_prompt, make_role
+from tests.builders import broken, make_feedback, make_group, make_prompt, make_role
 from tests.fakes import Crash, CrashingLog
 from tests.recorded import append, record_request
 from tests.unit.test_asking import CountingReference
@@ -130,6 +130,16 @@ def test_a_selector_takes_a_redriven_group_up_again(log: Log) -> None:
     heartbeat.close()
     assert metrics.value("duplicates_total", topic="scored") == 0
     assert len(list(entries(log, "pairs.policy"))) == 2
+
+
+def test_a_broken_request_that_says_which_it_is_is_taken_back_before_it_goes_again(log: Log) -> None:
+    """It ended when it was given up: without that it would end twice."""
+    request = make_prompt(4)
+    die(log, "prompts", b"p4", broken(request, num_candidates="two"), request=request, stage="generator")
+    done(log)
+    assert carry_out(log, planned(log)) == 1
+    balance = audit_log(log, policy="policy")
+    assert (balance.not_ended, balance.ended_twice, balance.unknown) == ([4], [], [])
 
 
 def test_the_original_bytes_go_under_their_key_and_once(log: Log) -> None:

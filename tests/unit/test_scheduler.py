@@ -21,6 +21,7 @@ from streaming.history import entries
 from streaming.log import open_log
 from streaming.log.protocol import Log, Output
 from streaming.metrics import Metrics
+from streaming.readable import readable
 from streaming.records import (
     DeadLetter,
     Feedback,
@@ -33,7 +34,7 @@ from streaming.records import (
     decode,
     encode,
 )
-from tests.builders import make_feedback, make_role, make_weights
+from tests.builders import broken, make_feedback, make_prompt, make_role, make_weights
 from tests.fakes import CrashingLog
 
 TRAIN = [Prompt(prompt_id=f"t{i}", text=f"{i}+1=", golden=str(i + 1), columns={"answer": i + 1}) for i in range(4)]
@@ -95,7 +96,7 @@ def publish(log: Log, *weights: WeightVersion) -> None:
 
 
 def issued(log: Log) -> list[PromptRequest]:
-    requests = [decode(PromptRequest, entry.value) for entry in entries(log, topics.PROMPTS.name)]
+    requests = readable(PromptRequest, entries(log, topics.PROMPTS.name))
     return sorted(requests, key=lambda request: request.number)
 
 
@@ -306,6 +307,19 @@ def test_bytes_that_are_no_feedback_become_one_dead_letter_however_often_the_sch
     with scheduling(log):
         until(lambda: len(dead()) == 2)
     assert sorted(dead()) == [b"later", b"while nobody listened"]
+
+
+def test_bytes_that_are_no_record_stop_no_start_and_the_number_that_they_may_say_is_taken(log):
+    """They stopped the scheduler at every start."""
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 3)
+    log.append([Output(topic, b"key", b"nonsense") for topic in ("prompts", "weights", "roles")])
+    log.append([Output("prompts", b"t3", broken(make_prompt(3, ordinal=3), num_candidates="two"))])
+    end(log, make_feedback(0), make_feedback(3, ending="dead_lettered"))
+    with scheduling(log):
+        log.append([Output("weights", b"key", b"nonsense")])
+        until(lambda: state(log).numbers.get("outstanding") == 3)
+    assert [(request.number, request.ordinal) for request in issued(log)] == [(0, 0), (1, 1), (2, 2), (4, 4)]
 
 
 def test_a_slot_that_is_free_is_filled_at_once(log):
