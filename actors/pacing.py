@@ -7,8 +7,10 @@ A crash loses nothing of this: the same calls in the order of the log rebuild it
 
 import random
 from dataclasses import dataclass, field
+from itertools import islice
 
 from streaming.audit import SUPERSEDED
+from streaming.frontier import IntervalSet
 from streaming.records import Feedback, PromptRequest, stable_id
 
 
@@ -49,27 +51,34 @@ def total_requests(num_prompts: int, max_passes: float | None, max_requests: int
 
 
 class Outstanding:
-    """Which requests were issued and have not ended."""
+    """Which requests were issued, and which of them have not ended.
+
+    A request that was lost on its way to a cluster, where others of the same append became durable, leaves a number
+    and an ordinal free: the next requests take the lowest that are free.
+    """
 
     def __init__(self) -> None:
-        self.next_number = 0
-        self.next_ordinal = 0
+        self._numbers = IntervalSet()  # issued
+        self._ordinals = IntervalSet()
         self._train: dict[int, set[int]] = {}  # request number -> the examples of it that have ended
         self._eval: set[int] = set()
 
-    def go_on(self, next_number: int, next_ordinal: int) -> None:
-        """Everything before these was issued, even where the log no longer shows it."""
-        self.next_number = max(self.next_number, next_number)
-        self.next_ordinal = max(self.next_ordinal, next_ordinal)
+    def go_on(self, numbers: IntervalSet, ordinals: IntervalSet) -> None:
+        """These were issued, even where the log no longer shows it."""
+        self._numbers = IntervalSet([*self._numbers.intervals, *numbers.intervals])
+        self._ordinals = IntervalSet([*self._ordinals.intervals, *ordinals.intervals])
+
+    def leave_no_gaps(self) -> None:
+        """Call every number issued that is below another one: where nobody can say what retention has taken."""
+        self._numbers, self._ordinals = filled(self._numbers), filled(self._ordinals)
 
     def issue(self, request: PromptRequest) -> None:
         """A request is durable in the log."""
-        self.next_number = max(self.next_number, request.number + 1)
+        self._numbers.add(request.number)
         if request.purpose == "eval":
             self._eval.add(request.number)
             return
-        ordinal = self.next_ordinal if request.ordinal is None else request.ordinal
-        self.next_ordinal = max(self.next_ordinal, ordinal + 1)
+        self._ordinals.add(self.free_ordinals(1)[0] if request.ordinal is None else request.ordinal)
         self._train[request.number] = set()
 
     def end(self, feedback: Feedback) -> bool:
@@ -96,6 +105,11 @@ class Outstanding:
         del self._train[number]
         return True
 
+    def forget(self, number: int) -> None:
+        """It has ended, by what was carried forward from before retention."""
+        self._train.pop(number, None)
+        self._eval.discard(number)
+
     def _reopen(self, feedback: Feedback) -> None:
         """A dead letter of it was sent again: it is outstanding once more, even beyond the depth, until it ends."""
         if feedback.round is None:
@@ -109,11 +123,29 @@ class Outstanding:
     def num_eval(self) -> int:
         return len(self._eval)
 
+    @property
+    def num_issued(self) -> int:
+        """Training requests."""
+        return len(self._ordinals)
+
+    def free_numbers(self, num: int) -> list[int]:
+        """The numbers of the next so many requests."""
+        return list(islice(self._numbers.missing(), num))
+
+    def free_ordinals(self, num: int, total: int | None = None) -> list[int]:
+        """The ordinals of the next so many training requests; fewer, where the data end."""
+        lowest = islice(self._ordinals.missing(), num)
+        return [ordinal for ordinal in lowest if total is None or ordinal < total]
+
     def room(self, pipeline_depth: int, total: int | None) -> int:
         """How many training requests may be issued now."""
-        free = max(0, pipeline_depth - self.num_train)
-        return free if total is None else min(free, max(0, total - self.next_ordinal))
+        return len(self.free_ordinals(max(0, pipeline_depth - self.num_train), total))
 
     def is_exhausted(self, total: int | None) -> bool:
         """Every training request of the data was issued."""
-        return total is not None and self.next_ordinal >= total
+        return not self.free_ordinals(1, total)
+
+
+def filled(numbers: IntervalSet) -> IntervalSet:
+    """The same without its gaps, from 0 on."""
+    return IntervalSet([(0, max((end for _, end in numbers.intervals), default=0))])

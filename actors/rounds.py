@@ -84,6 +84,11 @@ class Rounds:
         if self.best is None or merit(measured) > merit(self.best):
             self.best = measured
 
+    def forget(self, number: int) -> None:
+        """A request has ended, and retention has taken how: no round waits for it."""
+        if (found := self._round_of.get(number)) is not None:
+            found.ended.add(number)
+
     def due(self, *, eval_every: int, is_final: bool) -> Version | None:
         """The version that a new round has to measure now (or a newer one); None where nothing is due.
 

@@ -16,7 +16,7 @@ from actors.pacing import Order, Outstanding, total_requests
 from actors.prompts import Prompt
 from actors.rounds import Rounds
 from streaming import topics
-from streaming.books import newest_carried
+from streaming.books import Ledger, is_whole, newest_carried
 from streaming.copies import dead_places
 from streaming.endings import request_in
 from streaming.errors import RecordError
@@ -129,8 +129,8 @@ class Scheduler:
 
     def _rebuild(self) -> dict[tuple[str, int], int]:
         carried = newest_carried(self._log, self._policy)
-        if carried is not None:  # what retention has taken, or what a new log begins with
-            self._outstanding.go_on(max((end for _, end in carried.issued), default=0), carried.next_ordinal)
+        before = Ledger(self._policy, carried)  # what retention has taken, or what a new log begins with
+        self._outstanding.go_on(before.issued, before.ordinals)
         for entry in entries(self._log, topics.PROMPTS.name):
             try:
                 request = request_in(entry.value, where=entry.where)
@@ -138,6 +138,11 @@ class Scheduler:
                 continue
             if not self._issuer.issuers.is_void(request.claim, entry):
                 self._issued(request)
+                if before.has_freed(request.number):
+                    self._outstanding.forget(request.number)
+                    self._rounds.forget(request.number)
+        if not is_whole(carried, self._log.begin_offsets(topics.PROMPTS.name)):
+            self._outstanding.leave_no_gaps()  # not what was lost, perhaps, but what nobody remembers
         follow = dict(self._log.begin_offsets(topics.FEEDBACK.name))
         broken = []
         for entry in entries(self._log, topics.FEEDBACK.name):
@@ -211,14 +216,19 @@ class Scheduler:
         if self._learner_stopped:
             return
         while room := self._outstanding.room(self._config.pipeline_depth, self._order.total):
-            self._append([self._train_request(i) for i in range(min(room, ISSUE_RECORDS))])
+            num = min(room, ISSUE_RECORDS)
+            numbers, ordinals = self._outstanding.free_numbers(num), self._outstanding.free_ordinals(num)
+            self._append([self._train_request(*one) for one in zip(numbers, ordinals, strict=True)])
 
     def _issue_round(self) -> None:
         if not self._prompts.held_out:
             return
         version = self._rounds.due(eval_every=self._config.eval_every, is_final=self._learner_stopped)
         if version is not None:
-            self._append([self._eval_request(i, version) for i in range(len(self._prompts.held_out))])
+            numbers = self._outstanding.free_numbers(len(self._prompts.held_out))
+            self._append(
+                [self._eval_request(*one, version) for one in zip(numbers, self._prompts.held_out, strict=True)]
+            )
             self._heartbeat.tell(at_once=True, leases=self._rounds.leases())
 
     def _append(self, requests: Sequence[PromptRequest]) -> None:
@@ -234,8 +244,7 @@ class Scheduler:
         if request.purpose == "eval":
             self._rounds.issue(request)
 
-    def _train_request(self, ahead: int) -> PromptRequest:
-        ordinal = self._outstanding.next_ordinal + ahead
+    def _train_request(self, number: int, ordinal: int) -> PromptRequest:
         prompt = self._prompts.train[self._order.index(ordinal)]
         config = self._sampling
         sampling = Sampling(
@@ -246,7 +255,7 @@ class Scheduler:
             stop=config.stop,
         )
         return PromptRequest(
-            number=self._outstanding.next_number + ahead,
+            number=number,
             prompt_id=prompt.prompt_id,
             num_candidates=config.num_candidates,
             text=prompt.text,
@@ -258,12 +267,11 @@ class Scheduler:
             claim=self._issuer.claim,
         )
 
-    def _eval_request(self, index: int, version: Version) -> PromptRequest:
+    def _eval_request(self, number: int, prompt: Prompt, version: Version) -> PromptRequest:
         """One answer at temperature 1 from the whole distribution, so that measurements of any two runs compare."""
-        prompt = self._prompts.held_out[index]
         sampling = Sampling(temperature=1.0, max_tokens=self._sampling.max_tokens, stop=self._sampling.stop)
         return PromptRequest(
-            number=self._outstanding.next_number + index,
+            number=number,
             prompt_id=prompt.prompt_id,
             num_candidates=1,
             text=prompt.text,
@@ -299,7 +307,7 @@ class Scheduler:
         outstanding = self._outstanding
         self._metrics.set("requests_outstanding", outstanding.num_train)
         numbers = {
-            "issued": float(outstanding.next_ordinal),
+            "issued": float(outstanding.num_issued),
             "outstanding": float(outstanding.num_train),
             "exhausted": float(outstanding.is_exhausted(self._order.total)),
             "eval_outstanding": float(outstanding.num_eval),

@@ -23,7 +23,7 @@ from streaming.errors import LogError, RecordError
 from streaming.fencing import read_fences, read_issuers
 from streaming.frontier import IntervalSet
 from streaming.history import between
-from streaming.log.protocol import Entry, Log, Output, Partition
+from streaming.log.protocol import Entry, Log, Offsets, Output, Partition
 from streaming.records import (
     FINAL_ENDINGS,
     Account,
@@ -54,7 +54,7 @@ class Ledger:
         self.issued = IntervalSet(carried.issued)
         self.closed = IntervalSet(carried.closed)
         self.ended_twice = set(carried.ended_twice)
-        self.next_ordinal = carried.next_ordinal
+        self.ordinals = IntervalSet(carried.ordinals or [(0, carried.next_ordinal)])
         self.counts = Counter({(ending, reason): count for ending, reason, count in carried.endings})
         self.accounts = {one.number: one for one in carried.accounts}
 
@@ -62,7 +62,7 @@ class Ledger:
         """A request was written, perhaps again."""
         self.issued.add(request.number)
         if request.ordinal is not None:
-            self.next_ordinal = max(self.next_ordinal, request.ordinal + 1)
+            self.ordinals.add(request.ordinal)
 
     def enter(self, one: Feedback) -> None:
         """Something was said about an example, perhaps again, perhaps of another policy."""
@@ -82,6 +82,12 @@ class Ledger:
         """Whether every example of an issued request has its final ending."""
         account = self.accounts.get(number)
         return number in self.closed or (account is not None and _is_over(account))
+
+    def has_freed(self, number: int) -> bool:
+        """Whether an issued request takes no place in the pipeline any more: it ended, or its one example was taken."""
+        account = self.accounts.get(number)
+        is_taken = account is not None and account.is_consumed and account.num_examples == 1
+        return is_taken or self.has_ended(number)
 
     def close(self, *, kept: int = KEPT_REQUESTS) -> None:
         """Count the ended requests beyond the newest `kept` and forget their accounts."""
@@ -106,7 +112,8 @@ class Ledger:
             endings=[(ending, reason, count) for (ending, reason), count in sorted(self.counts.items())],
             accounts=[self.accounts[number] for number in sorted(self.accounts)],
             ended_twice=sorted(self.ended_twice),
-            next_ordinal=self.next_ordinal,
+            next_ordinal=max((end for _, end in self.ordinals.intervals), default=0),
+            ordinals=self.ordinals.intervals,
             is_whole=is_whole,
             time_s=time_s,
         )
@@ -141,16 +148,27 @@ def read_books(log: Log, policy: str, *, always_carried: bool = False) -> Read:
     named = (topics.PROMPTS.name, topics.FEEDBACK.name)
     begins = {place: offset for topic in named for place, offset in log.begin_offsets(topic).items()}
     carried = newest_carried(log, policy) if always_carried or any(begins.values()) else None
-    held = {(topic, partition): offset for topic, partition, offset in carried.places} if carried else {}
+    held = _held(carried)
     read = Read(Ledger(policy, carried), carried)
-    was_whole = carried is None or carried.is_whole
-    read.is_whole = was_whole and all(begin <= held.get(place, 0) for place, begin in begins.items())
+    read.is_whole = is_whole(carried, begins)
     starts = {place: max(begin, held.get(place, 0)) for place, begin in begins.items()}
     for topic in named:  # requests before feedback: one issued meanwhile is not called unended
         ends = log.end_offsets(topic)
         _read_topic(log, {place: at for place, at in starts.items() if place[0] == topic}, ends, read)
         read.places += [(topic, partition, offset) for (_, partition), offset in sorted(ends.items())]
     return read
+
+
+def is_whole(carried: CarriedBalance | None, begins: Offsets) -> bool:
+    """Whether a balance, or none, holds everything that the log has forgotten where it begins at `begins`."""
+    held = _held(carried)
+    was_whole = carried is None or carried.is_whole
+    return was_whole and all(begin <= held.get(place, 0) for place, begin in begins.items())
+
+
+def _held(carried: CarriedBalance | None) -> dict[Partition, int]:
+    """What comes before these offsets is in the balance."""
+    return {(topic, partition): offset for topic, partition, offset in carried.places} if carried else {}
 
 
 def newest_carried(log: Log, policy: str) -> CarriedBalance | None:

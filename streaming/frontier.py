@@ -9,6 +9,7 @@ settles an entry is the caller's business.
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import count
 
 from streaming.log.protocol import Partition
 
@@ -47,6 +48,14 @@ class IntervalSet:
         else:
             self._firsts.insert(after, number)
             self._ends.insert(after, number + 1)
+
+    def missing(self) -> Iterator[int]:
+        """The numbers from 0 on that are not in it, ascending, without end."""
+        behind = 0
+        for first, end in self.intervals:
+            yield from range(behind, first)
+            behind = end
+        yield from count(behind)
 
     @property
     def intervals(self) -> list[Interval]:

@@ -380,6 +380,7 @@ class CarriedBalance(Record, frozen=True, kw_only=True):
     accounts: list[Account] = []  # of the newest requests, and of those that have not ended
     ended_twice: list[int] = []
     next_ordinal: int = 0
+    ordinals: list[tuple[int, int]] = []  # of the issued training requests; none: all below the next one
     is_whole: bool = True  # False: retention took what no balance before this one held, and this one lacks it too
     time_s: float = 0.0
     schema: int = SCHEMA

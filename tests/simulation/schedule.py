@@ -59,7 +59,6 @@ DAMAGED = {topics.pairs(POLICY).name}
 POISONED = topics.all_topics(POLICY)
 
 HELD_BACK: dict[tuple[str, str], str] = {
-    ("partial", topics.PROMPTS.name): "a number whose request was lost on the way to a cluster is never issued again",
     ("reference", ""): "a group that is sampled again after its dead letter ends a second time",
 }
 """Faults (kind, topic of the append) whose violations are known and wait to be mended: why. `--all` lets them come."""

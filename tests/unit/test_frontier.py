@@ -1,5 +1,7 @@
 """The frontier and the interval set against their plain meanings: a scan over everything, a set of numbers."""
 
+from itertools import islice
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,12 @@ def test_intervals_are_as_few_as_possible(intervals: list[tuple[int, int]], numb
     gaps = zip(found.intervals, found.intervals[1:], strict=False)
     assert all(end < first for (_, end), (first, _) in gaps)
     assert all(first < end for first, end in found.intervals)
+
+
+@given(st.sets(st.integers(0, 30)))
+def test_what_is_missing_is_what_is_not_in_it_from_0_on(numbers: set[int]) -> None:
+    found = IntervalSet((number, number + 1) for number in numbers)
+    assert list(islice(found.missing(), 40)) == [number for number in range(80) if number not in numbers][:40]
 
 
 def test_consecutive_numbers_stay_one_interval() -> None:

@@ -48,7 +48,7 @@ def test_a_second_content_of_a_group_ends_nothing():
 def test_evaluation_takes_no_slot_and_no_place_in_the_order():
     outstanding = issued(0)
     outstanding.issue(make_prompt(1, purpose="eval", round=0))
-    assert (outstanding.next_number, outstanding.next_ordinal) == (2, 1)
+    assert (outstanding.free_numbers(1), outstanding.free_ordinals(1)) == ([2], [1])
     assert (outstanding.num_train, outstanding.num_eval) == (1, 1)
     outstanding.end(make_feedback(1, ending="evaluated"))
     assert outstanding.num_eval == 0
@@ -61,7 +61,30 @@ def test_issuing_again_in_any_order_rebuilds_the_same_state():
         outstanding.issue(request)
     for number in (4, 1):
         outstanding.end(make_feedback(number))
-    assert (outstanding.next_number, outstanding.next_ordinal, outstanding.num_train) == (5, 5, 3)
+    assert (outstanding.free_numbers(1), outstanding.free_ordinals(1), outstanding.num_train) == ([5], [5], 3)
+
+
+def test_what_was_lost_on_the_way_is_issued_before_anything_new():
+    """Numbers 1 and 3 were of training requests, 4 of an evaluation: none of them became durable."""
+    outstanding = issued(0, 2)
+    outstanding.issue(make_prompt(5, ordinal=4))
+    assert (outstanding.free_numbers(4), outstanding.free_ordinals(3)) == ([1, 3, 4, 6], [1, 3, 5])
+    assert (outstanding.room(9, 5), outstanding.room(4, 5), outstanding.num_issued) == (2, 1, 3)
+    assert not outstanding.is_exhausted(5)
+
+
+def test_where_nobody_can_say_what_was_issued_nothing_is_issued_again():
+    outstanding = issued(3, 5)
+    outstanding.leave_no_gaps()
+    assert (outstanding.free_numbers(2), outstanding.free_ordinals(2)) == ([6, 7], [6, 7])
+
+
+def test_what_has_ended_before_retention_takes_no_slot():
+    outstanding = issued(0, 1)
+    outstanding.issue(make_prompt(2, purpose="eval", round=0))
+    for number in (0, 2, 7):
+        outstanding.forget(number)
+    assert (outstanding.num_train, outstanding.num_eval, outstanding.free_numbers(1)) == (1, 0, [3])
 
 
 def test_the_data_ends_after_its_total_and_not_before():

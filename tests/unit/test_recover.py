@@ -15,6 +15,7 @@ from learner.settled import SettledState
 from streaming import topics
 from streaming.books import newest_carried
 from streaming.errors import ConfigError, NotReadyError
+from streaming.frontier import IntervalSet
 from streaming.log.protocol import Output
 from streaming.records import encode
 from tests.builders import make_config, make_prompt
@@ -93,6 +94,6 @@ def test_without_a_checkpoint_there_is_nothing_to_go_on_from(config):
 
 def test_the_scheduler_counts_on_from_what_was_carried() -> None:
     outstanding = Outstanding()
-    outstanding.go_on(96, 60)
+    outstanding.go_on(IntervalSet([(0, 96)]), IntervalSet([(0, 60)]))
     outstanding.issue(make_prompt(20, ordinal=10))
-    assert (outstanding.next_number, outstanding.next_ordinal, outstanding.num_train) == (96, 60, 1)
+    assert (outstanding.free_numbers(1), outstanding.free_ordinals(1), outstanding.num_train) == ([96], [60], 1)

@@ -14,7 +14,8 @@ from actors.prompts import Prompt
 from actors.scheduler import Prompts, Scheduler
 from streaming import topics
 from streaming.audit import audit_log
-from streaming.errors import SupersededError
+from streaming.books import carry
+from streaming.errors import LogError, SupersededError
 from streaming.fencing import read_issuers
 from streaming.heartbeat import NO_HISTORY, Beats, Heartbeat, beats, role_states
 from streaming.history import entries
@@ -408,3 +409,139 @@ def test_what_a_scheduler_issues_when_its_heir_has_taken_over_is_no_request(log)
     counting = [r for entry, r in requests if issuers.verdict(r.claim, entry) == "counts"]
     assert sorted((r.number, r.ordinal) for r in counting if r.purpose == "train") == [(2, 0), (3, 1)]
     assert audit_log(log, policy="policy").num_requests == 4
+
+
+class PartialLog(CrashingLog):
+    """A real log that keeps only these records of an append to `prompts`, from 1, as a cluster may that is failing."""
+
+    def __init__(self, log: Log, *, at: int, kept: Iterable[int]) -> None:
+        super().__init__(log)
+        self._left = at
+        self._kept = set(kept)
+
+    def append(self, outputs: Iterable[Output]) -> list[tuple[int, int]]:
+        outputs = list(outputs)
+        self._left -= outputs[0].topic == topics.PROMPTS.name
+        if self._left != 0:
+            return super().append(outputs)
+        super().append([output for place, output in enumerate(outputs) if place in self._kept])
+        raise LogError("some of it is durable", where="prompts", do="Start again.")
+
+
+def lose(log: Log, *, at: int, kept: Iterable[int], **changed) -> None:
+    """A start of the scheduler that ends at such an append."""
+    heartbeat = Heartbeat(log, Metrics("scheduler"), role="scheduler", interval_s=60)
+    partial = PartialLog(log, at=at, kept=kept)
+    scheduler = make_scheduler(partial, heartbeat, **{"held_out": [], "history": NO_HISTORY, **changed})
+    with pytest.raises(LogError, match="some of it is durable"):
+        scheduler.run(threading.Event())
+    heartbeat.close(health="failed")
+
+
+@pytest.mark.parametrize("kept", [(), (0,), (1, 4), (0, 2, 5)])
+def test_every_request_of_an_append_that_was_durable_in_part_is_issued(log, kept):
+    """A number whose request was lost used to be left out for ever, and so was its prompt."""
+    lose(log, at=1, kept=kept, pipeline_depth=6)
+    assert [r.number for r in issued(log)] == list(kept)
+    with scheduling(log, pipeline_depth=6):
+        until(lambda: len(issued(log)) == 6)
+        end(log, make_feedback(0))
+        until(lambda: len(issued(log)) == 7)
+    assert [(r.number, r.ordinal, r.prompt_id) for r in issued(log)] == [(i, i, f"t{i % 4}") for i in range(7)]
+
+
+def test_a_lost_request_waits_for_a_slot_and_is_of_the_data_that_are_left(log):
+    lose(log, at=1, kept=(0, 1, 3), pipeline_depth=4)
+    with scheduling(log, pipeline_depth=3, max_requests=4):
+        until(lambda: state(log).numbers.get("outstanding") == 3)
+        assert state(log).numbers["exhausted"] == 0
+        end(log, make_feedback(1))
+        until(lambda: state(log).numbers["exhausted"] == 1)
+    assert [r.number for r in issued(log)] == [0, 1, 2, 3]
+
+
+def test_a_round_of_which_a_request_was_lost_is_measured_again_and_leaves_no_number_out(log):
+    publish(log, make_weights(Version(1, 0)))
+    lose(log, at=1, kept=(1,), held_out=HELD_OUT)
+    with scheduling(log, held_out=HELD_OUT, pipeline_depth=1):
+        until(lambda: len(issued(log)) == 2)
+        evaluate(log, Version(1, 0), 0.5)
+        until(lambda: len(issued(log)) == 4)
+        evaluate(log, Version(1, 0), 0.75)
+        until(lambda: state(log).numbers.get("heldout_reward") == 0.75)
+    assert [(r.number, r.round) for r in issued(log)] == [(0, None), (1, 0), (2, 1), (3, 1)]
+
+
+def test_numbers_that_retention_has_taken_uncounted_are_not_issued_again(log):
+    with scheduling(log, pipeline_depth=40):
+        until(lambda: len(issued(log)) == 40)
+    log.trim(dict.fromkeys(log.end_offsets(topics.PROMPTS.name), 2))
+    left = {r.number for r in issued(log)}
+    assert max(left) == 39 and len(left) < 40
+    with scheduling(log, pipeline_depth=len(left) + 1):
+        until(lambda: len(issued(log)) == len(left) + 1)
+    assert max(r.number for r in issued(log)) == 40
+
+
+def forget(log: Log, *names: str) -> None:
+    """Retention takes everything of these topics, after the books were carried forward."""
+    carry(log, ["policy"])
+    for name in names:
+        log.trim(log.end_offsets(name))
+
+
+@pytest.mark.parametrize("ending", ["consumed", "trained", "dropped"])
+def test_what_ended_before_retention_took_its_ending_takes_no_slot(log, ending):
+    """It used to be outstanding for ever: with a pipeline full of such requests nothing was ever issued again."""
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 3)
+    end(log, *(make_feedback(number, ending=ending) for number in range(3)))
+    forget(log, topics.FEEDBACK.name)
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 6)
+        until(lambda: state(log).numbers.get("outstanding") == 3)
+    assert [r.number for r in issued(log)] == list(range(6))
+
+
+def test_an_example_that_has_not_ended_holds_its_request_past_retention(log):
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 3)
+    end(log, make_feedback(0, ending="trained", num_examples=2, index=1), make_feedback(1, ending="trained"))
+    forget(log, topics.FEEDBACK.name)
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 4)
+        until(lambda: state(log).numbers.get("outstanding") == 3)
+
+
+def test_a_dead_letter_that_is_sent_again_past_retention_is_outstanding_once_more(log):
+    with scheduling(log):
+        until(lambda: len(issued(log)) == 3)
+    end(log, make_feedback(0, ending="dead_lettered", stage="scorer"))
+    forget(log, topics.FEEDBACK.name)
+    end(log, make_feedback(0, ending="redriven", stage="scorer"))
+    with scheduling(log):
+        until(lambda: state(log).numbers.get("outstanding") == 3)
+    assert len(issued(log)) == 3
+
+
+def test_what_was_lost_on_the_way_is_still_issued_when_retention_has_taken_the_rest(log):
+    lose(log, at=1, kept=(0, 2), pipeline_depth=4)
+    end(log, make_feedback(0), make_feedback(2))
+    forget(log, topics.FEEDBACK.name, topics.PROMPTS.name)
+    with scheduling(log, pipeline_depth=2):
+        until(lambda: len(issued(log)) == 2)
+    assert [(r.number, r.ordinal, r.prompt_id) for r in issued(log)] == [(1, 1, "t1"), (3, 3, "t3")]
+
+
+def test_no_round_waits_for_what_retention_has_taken(log):
+    """A run that was stopped for long could neither measure again nor end."""
+    publish(log, make_weights(Version(1, 0)))
+    with scheduling(log, held_out=HELD_OUT):
+        until(lambda: len(issued(log)) == 5)
+        evaluate(log, Version(1, 0), 0.5)
+        until(lambda: state(log).numbers.get("heldout_reward") == 0.5)
+    forget(log, topics.FEEDBACK.name)
+    publish(log, make_weights(Version(1, 9)))
+    with scheduling(log, held_out=HELD_OUT, eval_every=2):
+        until(lambda: len(issued(log)) == 7)
+    assert {(r.round, r.min_version) for r in issued(log)[-2:]} == {(1, Version(1, 9))}
