@@ -30,13 +30,12 @@ from streaming.fencing import read_fences, without_claim
 from streaming.history import records
 from streaming.keys import group_under
 from streaming.log.by_reference import inlined, missing_blob
+from streaming.log.outlines import GroupOutline, PairOutline, ScoredOutline
 from streaming.log.protocol import Entry, Log, Output, Partition
 from streaming.records import (
     FINAL_ENDINGS,
     DeadLetter,
     Feedback,
-    Outline,
-    PromptRequest,
     Source,
     decode,
     encode,
@@ -85,19 +84,6 @@ class _Asked(NamedTuple):
     group_id: str
     number: int | None = None  # None where only the key names the group
     is_eval: bool = False
-
-
-class _Group(Outline, frozen=True, kw_only=True):
-    request: PromptRequest
-
-
-class _Scored(Outline, frozen=True, kw_only=True):
-    group: _Group
-
-
-class _Pair(Outline, frozen=True, kw_only=True):
-    request_number: int
-    group_id: str
 
 
 class _Heard(NamedTuple):
@@ -272,14 +258,14 @@ def _asked(letter: DeadLetter) -> _Asked | None:
     topic = letter.source.topic
     try:
         if topic.startswith("pairs."):
-            pair = decode(_Pair, letter.value)
+            pair = decode(PairOutline, letter.value)
             return _Asked(pair.group_id, pair.request_number)
         if topic == topics.PROMPTS.name:
             request = request_in(letter.value)
         elif topic == topics.CANDIDATES.name:
-            request = decode(_Group, letter.value).request
+            request = decode(GroupOutline, letter.value).request
         elif topic == topics.SCORED.name:
-            request = decode(_Scored, letter.value).group.request
+            request = decode(ScoredOutline, letter.value).group.request
         else:
             return None
     except RecordError:

@@ -5,34 +5,23 @@ bytes -> a few fields of them, where these are still there -> else the request w
 
 from streaming.dead_letters import request_under
 from streaming.errors import RecordError
+from streaming.log.outlines import PairOutline
 from streaming.log.protocol import Entry, Log
-from streaming.records import Margins, Outline, Pair, Response, decode
+from streaming.records import Margins, Pair, Response, decode
 
 UNREADABLE = "record"
 """Why the example is dropped; its final ending is `dead_lettered`, as the stages before the learner say it."""
 
 
-class _Outline(Outline, frozen=True, kw_only=True):
-    """What says which example a pair is, and of which content."""
-
-    request_number: int
-    group_id: str
-    prompt_id: str
-    content_hash: str
-    settings_hash: str
-    index: int = 0
-    num_examples: int = 1
-
-
 def known_of(log: Log, entry: Entry, *, policy: str) -> Pair | None:
     """A pair without content that says whose example these bytes were; None where nothing tells."""
     try:
-        return _without_content(decode(_Outline, entry.value, where=entry.where), policy)
+        return _without_content(decode(PairOutline, entry.value, where=entry.where), policy)
     except RecordError:
         request = request_under(log, entry.key)
     if request is None:
         return None
-    outline = _Outline(
+    outline = PairOutline(
         request_number=request.number,
         group_id=request.group_id,
         prompt_id=request.prompt_id,
@@ -42,7 +31,7 @@ def known_of(log: Log, entry: Entry, *, policy: str) -> Pair | None:
     return _without_content(outline, policy)
 
 
-def _without_content(outline: _Outline, policy: str) -> Pair:
+def _without_content(outline: PairOutline, policy: str) -> Pair:
     return Pair(
         policy=policy,
         request_number=outline.request_number,

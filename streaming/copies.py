@@ -13,8 +13,9 @@ from streaming import topics
 from streaming.errors import RecordError, TrimmedError
 from streaming.history import before
 from streaming.log.by_reference import unfetched
+from streaming.log.outlines import LetterOutline
 from streaming.log.protocol import Consumer, Entry, Log, Offsets, Partition
-from streaming.records import Outline, Source, decode
+from streaming.records import decode
 
 Identify = Callable[[Entry], str]
 """The id by which a copy is recognised. Raises RecordError where its bytes are no record."""
@@ -27,12 +28,6 @@ RECALLED_PER_PARTITION = 256
 
 DEAD_PER_PARTITION = 1024
 """Newest dead letters that are looked through then: what died before them lies before the ids recalled."""
-
-
-class _LetterOutline(Outline, frozen=True, kw_only=True):
-    """Where a dead letter's bytes lay."""
-
-    source: Source
 
 
 class Copies:
@@ -111,7 +106,7 @@ def dead_places(letters: Iterable[Entry]) -> set[tuple[str, int, int]]:
     sources = []
     for entry in letters:
         try:
-            sources.append(decode(_LetterOutline, entry.value, where=entry.where).source)
+            sources.append(decode(LetterOutline, entry.value, where=entry.where).source)
         except RecordError:
             continue
     return {(source.topic, source.partition, source.offset) for source in sources}

@@ -16,8 +16,9 @@ from streaming.fencing import read_fences
 from streaming.history import between, decoded, records
 from streaming.keys import group_under
 from streaming.log.by_reference import unfetched
+from streaming.log.outlines import LetterOutline
 from streaming.log.protocol import Log, Partition
-from streaming.records import Ending, Feedback, Outline, PromptRequest, Source
+from streaming.records import Ending, Feedback, PromptRequest, Source
 
 MARK = "redrive"
 """Stage of the marks in the dead-letter topic: they have no bytes, and name the place of a letter that went again."""
@@ -28,11 +29,6 @@ class Lying(NamedTuple):
 
     source: Source
     key: bytes
-
-
-class _Letter(Outline, frozen=True, kw_only=True):
-    stage: str
-    source: Source
 
 
 class DeadLetters:
@@ -85,7 +81,7 @@ def unsent(log: Log) -> list[Lying]:
     """Every dead letter that was not sent again."""
     letters: list[Lying] = []
     marked: set[Source] = set()
-    for entry, letter in records(unfetched(log), topics.DEAD_LETTER.name, _Letter):
+    for entry, letter in records(unfetched(log), topics.DEAD_LETTER.name, LetterOutline):
         if letter.stage == MARK:
             marked.add(letter.source)
         else:

@@ -23,10 +23,11 @@ from streaming.errors import LeaseLostError, RecordError, TooLargeError
 from streaming.fencing import AWAY_S
 from streaming.frontier import Frontier
 from streaming.heartbeat import Heartbeat
+from streaming.log.outlines import GroupOutline
 from streaming.log.protocol import Consumer, Entry, Log, Output, Partition
 from streaming.metrics import Metrics
 from streaming.packed import decode_group
-from streaming.records import Feedback, Outline, PromptRequest, Record, Source, SourceRewards, decode, encode
+from streaming.records import Feedback, Record, Source, SourceRewards, decode, encode
 from streaming.rewards import WeightedSource
 from streaming.scoring import MISSING_EOS, STAGE, Pricing, evaluated, penalty, scored
 from streaming.selection.margins import mean, measured
@@ -60,13 +61,6 @@ class Finished(NamedTuple):
     feedback: Feedback | None = None
 
 
-class _Outline(Outline, frozen=True, kw_only=True):
-    """What is needed of a broken group to end its request."""
-
-    request: PromptRequest
-    policy: str
-
-
 class _Shift:
     """One membership in the consumer group. A lost lease ends it, and with it all that was not committed.
 
@@ -77,7 +71,7 @@ class _Shift:
         self._log = log
         self._away_s = away_s
         self.consumer = consumer
-        self.copies = Copies(log, lambda entry: decode(_Outline, entry.value, where=entry.where).request.group_id)
+        self.copies = Copies(log, lambda entry: decode(GroupOutline, entry.value, where=entry.where).request.group_id)
         self.open: dict[tuple[int, int], str] = {}  # partition and offset of what is under way -> its group
         self._frontier = Frontier()
         self._next: dict[Partition, int] = {}
@@ -249,7 +243,7 @@ class Scorer:
         self._metrics.count("dead_letters_total", stage=STAGE)
         letter = dead_letter(entry, f"{type(error).__name__}: {error}", STAGE)
         try:
-            broken = decode(_Outline, entry.value)
+            broken = decode(GroupOutline, entry.value)
         except RecordError:
             return Finished(entry, [letter])
         feedback = end(

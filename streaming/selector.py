@@ -17,6 +17,7 @@ from streaming.endings import end
 from streaming.errors import RecordError
 from streaming.heartbeat import Heartbeat
 from streaming.keys import pair_key
+from streaming.log.outlines import ScoredOutline
 from streaming.log.protocol import Entry, Log, Output
 from streaming.metrics import Metrics
 from streaming.packed import PackedScoredGroup
@@ -24,11 +25,9 @@ from streaming.records import (
     Feedback,
     Group,
     Margins,
-    Outline,
     Pair,
     Priced,
     PromptRequest,
-    Record,
     Response,
     ScoredGroup,
     Source,
@@ -169,16 +168,6 @@ def _response(group: Group, rewards: Sequence[float | None], priced: Priced, ind
     )
 
 
-class _OutlineGroup(Record, frozen=True, kw_only=True):
-    request: PromptRequest
-
-
-class _Outline(Outline, frozen=True, kw_only=True):
-    """What is needed of a scored group to recognise it and to end its request: quick to read, and often unbroken."""
-
-    group: _OutlineGroup
-
-
 class Selector:
     """The role, for one policy. Several policies select from the same scored groups, each in its own group."""
 
@@ -293,4 +282,4 @@ class Selector:
 
 
 def _outline(entry: Entry) -> PromptRequest:
-    return decode(_Outline, entry.value, where=entry.where).group.request
+    return decode(ScoredOutline, entry.value, where=entry.where).group.request

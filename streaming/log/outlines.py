@@ -1,4 +1,7 @@
-"""What is left of a large record where its blob is gone: enough to end its request, so that the books balance."""
+"""What is left of a large record where its blob is gone: enough to end its request, so that the books balance.
+
+Whoever needs no more than this of a record reads it as its outline: that is quick, and it is there without the blob.
+"""
 
 from typing import Any
 
@@ -6,24 +9,24 @@ import msgspec
 
 from streaming import topics
 from streaming.errors import RecordError
-from streaming.records import DeadLetter, Group, Pair, PromptRequest, Record, ScoredGroup, Source, decode, encode
+from streaming.records import DeadLetter, Group, Outline, Pair, PromptRequest, ScoredGroup, Source, decode, encode
 
 
-class _Group(Record, frozen=True, kw_only=True):
-    """The outline of a Group."""
+class GroupOutline(Outline, frozen=True, kw_only=True):
+    """Of a Group."""
 
     request: PromptRequest
     policy: str
 
 
-class _ScoredGroup(Record, frozen=True, kw_only=True):
-    """The outline of a ScoredGroup."""
+class ScoredOutline(Outline, frozen=True, kw_only=True):
+    """Of a ScoredGroup."""
 
-    group: _Group
+    group: GroupOutline
 
 
-class _Pair(Record, frozen=True, kw_only=True):
-    """The outline of a Pair: what says which example it is."""
+class PairOutline(Outline, frozen=True, kw_only=True):
+    """Of a Pair: what says which example it is, and of which content."""
 
     request_number: int
     group_id: str
@@ -34,8 +37,8 @@ class _Pair(Record, frozen=True, kw_only=True):
     num_examples: int = 1
 
 
-class _DeadLetter(Record, frozen=True, kw_only=True):
-    """The outline of a DeadLetter: all but the bytes."""
+class LetterOutline(Outline, frozen=True, kw_only=True):
+    """Of a DeadLetter: where its bytes lay."""
 
     stage: str
     source: Source
@@ -49,19 +52,19 @@ def outline(topic: str, value: bytes) -> bytes:
         if row is not None and row.record is PromptRequest:
             return encode(_request_without_texts(decode(PromptRequest, value)))
         if row is not None and row.record is Group:
-            return encode(_without_texts(decode(_Group, value)))
+            return encode(_without_texts(decode(GroupOutline, value)))
         if row is not None and row.record is ScoredGroup:
-            return encode(_ScoredGroup(group=_without_texts(decode(_ScoredGroup, value).group)))
+            return encode(ScoredOutline(group=_without_texts(decode(ScoredOutline, value).group)))
         if row is not None and row.record is Pair:
-            return encode(decode(_Pair, value))
+            return encode(decode(PairOutline, value))
         if row is not None and row.record is DeadLetter:
-            return encode(decode(_DeadLetter, value))
+            return encode(decode(LetterOutline, value))
     except RecordError:
         return b""
     return b""
 
 
-def _without_texts(group: _Group) -> _Group:
+def _without_texts(group: GroupOutline) -> GroupOutline:
     return msgspec.structs.replace(group, request=_request_without_texts(group.request))
 
 
