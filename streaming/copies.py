@@ -59,6 +59,10 @@ class Copies:
         """This entry is answered, or will be by this member: what follows it follows what is known."""
         self._next[entry.topic, entry.partition] = entry.offset + 1
 
+    def hand_over(self, place: Partition) -> None:
+        """What was passed here and is not answered is another member's: if the partition comes back, catch up."""
+        self._next.pop(place, None)
+
     def add(self, ids: Iterable[str]) -> None:
         """These are answered: whatever has one of them from now on is a copy."""
         for one in ids:

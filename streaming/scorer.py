@@ -129,6 +129,7 @@ class _Shift:
         """What is under way in a partition that has gone is its new holder's, who begins where the group committed."""
         for topic, number in self._next.keys() - self.consumer.positions().keys():
             del self._next[topic, number]
+            self.copies.hand_over((topic, number))
             self._frontier.forget((topic, number))
             for place in [place for place in self.open if place[0] == number]:
                 self.copies.discard(self.open.pop(place))

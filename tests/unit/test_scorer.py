@@ -307,6 +307,8 @@ def test_a_scorer_that_hands_partitions_over_hands_over_what_is_under_way_there(
             wait_until(lambda: num_read(comes) > 0)
             reward.release.set()
             comes.finish()
+        send(log, *(make_group(["again"], number=number) for number in range(16)))
+        stays.finish()  # knows what was answered of what it had handed over
     assert sorted(one.group.request.number for one in records(log, ScoredGroup, "scored")) == list(range(16))
     assert stays.metrics.value("retries_total", stage="scorer") == 0
 
