@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {
         "batch": {"batch_size": 4},
         "checkpoint": {"every_steps": 5},
     },
-    "stop": {"max_minutes": 3},
+    "stop": {"max_minutes": 15},
 }
 
 DIGITS = (
