@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("log", "kafka", "stages", "rates", "stall", "busy", "loop")
+NAMES = ("log", "kafka", "stages", "rates", "kafka_run", "stall", "busy", "loop")
 FOLDER = Path("build/bench")
 
 
