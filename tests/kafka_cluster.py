@@ -126,6 +126,11 @@ class Cluster:
         """Where the tests administer: plaintext, every right."""
         return _addresses(self._internal)
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the brokers that are up."""
+        return [process.pid for process in self._brokers if process is not None]
+
     def start(self) -> None:
         """Format every broker's folder, start all, and wait until all serve."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -335,6 +340,10 @@ class _Process:
         guard = ["sh", "-c", f"cat > /dev/null; kill -9 {self._popen.pid}"]
         self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
         atexit.register(self.kill)
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
 
     @property
     def is_alive(self) -> bool:

@@ -8,7 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("log", "kafka", "stages", "rates", "kafka_run", "stall", "busy", "loop")
+NAMES = (
+    *("log", "kafka", "stages", "rates", "kafka_run", "stall", "busy", "loop"),
+    *("costs", "generators", "sizing"),  # sizing reads what costs wrote
+)
 FOLDER = Path("build/bench")
 
 

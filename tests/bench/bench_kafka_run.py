@@ -44,7 +44,7 @@ def run(num_steps: int = NUM_STEPS, first_step: int = FIRST_STEP, num_turns: int
     with served("Kafka") as kafka:
         for turn in range(num_turns):
             name = f"bench-{os.getpid()}-{turn}"
-            ours = seconds(changes | kafka_settings(kafka) | {"name": name}, first_step)
+            ours = seconds(changes | kafka_settings(kafka.url) | {"name": name}, first_step)
             turns.append((ours, seconds(changes | {"name": name}, first_step)))
     return [row(turns, first_step, num_steps)]
 

@@ -9,7 +9,6 @@ import os
 import random
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +18,7 @@ from streaming.log.protocol import Log, Output
 from streaming.records import Group, encode
 from tests.bench.logs import backends, make_topics, opened, served
 from tests.bench.machine import machine
+from tests.bench.processes import cpu_seconds
 from tests.bench.stage_process import STAGES, StageProcess
 from tests.builders import make_candidate, make_group, make_prompt
 
@@ -54,8 +54,8 @@ def run(num_groups: int = NUM_GROUPS) -> list[dict[str, Any]]:
     """A few minutes. Two processes need two cores that nothing else uses."""
     rows = []
     for backend in backends():
-        with served(backend) as url:
-            rates = {number: measure(url, f"rates-{os.getpid()}-{number}", number, num_groups) for number in (1, 2)}
+        with served(backend) as log:
+            rates = {number: measure(log.url, f"rates-{os.getpid()}-{number}", number, num_groups) for number in (1, 2)}
         for stage in STAGES:
             rows += rows_of(f"{stage} on {backend}", rates[1][stage], rates[2][stage])
     return rows
@@ -131,15 +131,6 @@ def until_done(log: Log, group: str, ends: dict[tuple[str, int], int]) -> None:
     (topic,) = {topic for topic, _ in ends}
     while log.committed(group, [topic]) != ends:
         time.sleep(POLL_S)
-
-
-def cpu_seconds(pids: list[int]) -> float:
-    """Processor time that these processes have used so far."""
-    ticks = 0
-    for pid in pids:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(after_name[11]) + int(after_name[12])  # utime and stime of proc(5), counted behind the name
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def rows_of(name: str, one: Rate, two: Rate) -> list[dict[str, Any]]:

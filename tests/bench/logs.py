@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from streaming.config import KafkaConfig, LogConfig
 from streaming.log import open_log
@@ -27,17 +28,24 @@ def backends() -> Iterator[str]:
         print(f"Kafka is not measured: {reason}", flush=True)
 
 
+class Served(NamedTuple):
+    """An empty log."""
+
+    url: str
+    pids: list[int]  # of the brokers that were started for it
+
+
 @contextlib.contextmanager
-def served(backend: str) -> Iterator[str]:
-    """The URL of an empty log: a new folder's file, or a broker (KAFKA_BOOTSTRAP, or one of our own)."""
+def served(backend: str) -> Iterator[Served]:
+    """In a new folder's file, or on a broker: that of KAFKA_BOOTSTRAP, or one of our own."""
     with tempfile.TemporaryDirectory() as folder:
         if backend == "SQLite":
-            yield f"sqlite:///{Path(folder).resolve()}/log.db"
+            yield Served(f"sqlite:///{Path(folder).resolve()}/log.db", [])
         elif own := os.environ.get("KAFKA_BOOTSTRAP"):
-            yield f"kafka://{own}"
+            yield Served(f"kafka://{own}", [])
         else:
             with Cluster(Path(folder)) as cluster:
-                yield f"kafka://{cluster.bootstrap}"
+                yield Served(f"kafka://{cluster.bootstrap}", cluster.pids)
 
 
 def make_topics(url: str, run: str, kafka: KafkaConfig = ONE_BROKER) -> None:
