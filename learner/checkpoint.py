@@ -21,6 +21,7 @@ from typing import Protocol
 import msgspec
 import torch
 
+from learner.gap_scale import GapScale
 from learner.pairs import ReaderState
 from learner.ranks import Ranks
 from streaming.errors import ConfigError
@@ -62,6 +63,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     endings: list[Feedback]  # became final with this checkpoint; written after it, and again by whoever resumes
     probe: ProbeTokens | None = None
     issued: int = 0  # training requests issued by then, as the scheduler told
+    gap_scale: GapScale = GapScale()
     format: int = FORMAT
 
 

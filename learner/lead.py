@@ -15,7 +15,8 @@ from learner import endings
 from learner.batch import example_of
 from learner.checkpoint import ProbeTokens, State
 from learner.claim import Claim
-from learner.config import LearnerConfig
+from learner.config import NEED_RATINGS, LearnerConfig
+from learner.gap_scale import GapScale
 from learner.limits import Limits
 from learner.off_policy import Samplers, has_selected_all
 from learner.pairs import PairReader, is_end_of_data, is_last_batch
@@ -83,6 +84,7 @@ class Lead:
         self._ended: list[Feedback] = []  # consumed since the newest checkpoint
         self._saved_step = self._step if state else None
         self._issued = state.issued if state else 0
+        self._gap_scale = state.gap_scale if state else GapScale()
         self._has_announced = False  # this epoch's first version
         self._published_step = self._step
         self._num_non_finite = 0
@@ -172,11 +174,13 @@ class Lead:
         self._log.append([drop.letter for drop in drops if drop.letter is not None])
 
     def _take_step(self, batch: Sequence[Pair]) -> None:
-        numbers = self._trainer.train(self._step, [example_of(pair) for pair in batch])
+        gap_scale = self._gap_scale.after(pair.rating_gap for pair in batch if pair.route == "dpo")
+        numbers = self._trainer.train(self._step, [example_of(pair) for pair in batch], gap_scale=gap_scale.value)
         if not numbers.is_applied:
             self._skip(batch)
             return
         self._num_non_finite = 0
+        self._gap_scale = gap_scale
         self._step += 1
         self._probe = ProbeTokens(batch[0].prompt_tokens, batch[0].chosen.tokens)
         ages = [self._age(pair) for pair in batch]
@@ -258,6 +262,7 @@ class Lead:
                     endings=finals,
                     probe=self._probe,
                     issued=self._issued,
+                    gap_scale=self._gap_scale,
                 ),
                 self._claim.refuse_to_be_second,
             )
@@ -273,6 +278,10 @@ class Lead:
         metrics.count("trained_tokens_total", numbers.num_tokens)
         for pair in batch:
             metrics.count("examples_trained_total", route=pair.route)
+        metrics.set("rating_gap_scale", self._gap_scale.value)
+        if self._config.loss.name in NEED_RATINGS:
+            unrated = [pair for pair in batch if pair.route == "dpo" and pair.rating_gap is None]
+            metrics.count("pairs_without_rating_total", len(unrated))
         known_ages = [age for age in ages if age is not None]  # another sampler may have started anew meanwhile
         for age in known_ages:
             metrics.observe("staleness_versions", age)

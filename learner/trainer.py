@@ -21,7 +21,7 @@ from learner.batch import Example, MicroBatch, plan, to_tensors
 from learner.checkpoint import Checkpoint, Layout, ProbeTokens, State
 from learner.config import LearnerConfig
 from learner.engine import Engine
-from learner.losses import PREFERENCES, Side, Signals, example_losses
+from learner.losses import Side, Signals, example_losses, preference_of
 from learner.policy import price
 from learner.publisher import Publisher
 from learner.ranks import Ranks
@@ -34,6 +34,7 @@ from streaming.records import Probe, Version
 class Train(msgspec.Struct, frozen=True, tag=True):
     step: int
     examples: list[Example]
+    gap_scale: float
 
 
 class Save(msgspec.Struct, frozen=True, tag=True):
@@ -138,10 +139,10 @@ class Trainer:
             checkpoint.restore_random_state(restored, self._ranks.rank)
         return restored
 
-    def train(self, step: int, examples: Sequence[Example]) -> StepNumbers:
+    def train(self, step: int, examples: Sequence[Example], *, gap_scale: float) -> StepNumbers:
         """Rank 0: one optimizer step on these examples, number `step` counted from 0."""
-        with self._together(Train(step, list(examples))):
-            return self._train(step, examples)
+        with self._together(Train(step, list(examples), gap_scale)):
+            return self._train(step, examples, gap_scale)
 
     def save(self, state: State, still_ours: Callable[[], None]) -> None:
         """Rank 0: commit a checkpoint, unless `still_ours` raises just before."""
@@ -173,8 +174,8 @@ class Trainer:
             with metrics.time.spend("waiting"):
                 command = msgspec.msgpack.decode(self._ranks.share(None), type=Command)
             match command:
-                case Train(step, examples):
-                    self._train(step, examples)
+                case Train(step, examples, gap_scale):
+                    self._train(step, examples, gap_scale)
                 case Save():
                     self._save(None)
                 case Publish(tokens):
@@ -197,7 +198,7 @@ class Trainer:
         if self._ranks.world_size > 1:
             self._ranks.share(msgspec.msgpack.encode(command))
 
-    def _train(self, step: int, examples: Sequence[Example]) -> StepNumbers:
+    def _train(self, step: int, examples: Sequence[Example], gap_scale: float) -> StepNumbers:
         started_s = time.monotonic()
         sums = _Sums(len(examples), self._ranks.device)
         shares = plan(examples, world_size=self._ranks.world_size, max_tokens=self._config.batch.micro_batch_tokens)[
@@ -205,7 +206,9 @@ class Trainer:
         ]
         for place, share in enumerate(shares):
             batch = to_tensors([examples[i] for i in share], self._ranks.device)
-            self._accumulate(batch, share, sums, is_last=place == len(shares) - 1)
+            losses_B, chosen, rejected = self._losses(batch, gap_scale)
+            self._engine.accumulate(losses_B.sum() / len(examples), is_last=place == len(shares) - 1)
+            sums.add(share, batch, losses_B, chosen, rejected)
         totals = self._ranks.total([*sums.total.tolist(), *sums.rows.flatten().tolist()])
         rate = learning_rate(step, self._config.optimizer, self._config.max_steps)
         result = self._engine.step(
@@ -213,22 +216,20 @@ class Trainer:
         )
         return _numbers(examples, totals, result.applied, rate, result.gradient_norm, time.monotonic() - started_s)
 
-    def _accumulate(self, batch: MicroBatch, places: Sequence[int], sums: _Sums, *, is_last: bool) -> None:
+    def _losses(self, batch: MicroBatch, gap_scale: float) -> tuple[Tensor, Side, Side]:
         settings = self._config.loss
         chosen, rejected = price(self._engine.model, batch)
         losses_B = example_losses(
             chosen,
             rejected,
-            Signals(batch.gap_B),
+            Signals(batch.gap_B, gap_scale),
             is_pair_B=batch.is_pair_B,
             weight_B=batch.weight_B,
-            preference=PREFERENCES["dpo"],
-            beta=settings.beta,
+            preference=preference_of(settings.name, **settings.coefficients),
             nll_weight=settings.nll_weight,
             sft_weight=settings.sft_weight,
         )
-        self._engine.accumulate(losses_B.sum() / len(sums.rows), is_last=is_last)
-        sums.add(places, batch, losses_B, chosen, rejected)
+        return losses_B, chosen, rejected
 
     def _save(self, state: State | None, still_ours: Callable[[], None] = lambda: None) -> None:
         checkpoint.save(

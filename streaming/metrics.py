@@ -72,6 +72,8 @@ SPECS: dict[str, Spec] = {
     # learner
     "steps_total": Spec(Counter, "Optimizer steps."),
     "examples_trained_total": Spec(Counter, "Examples that became a gradient.", ("route",)),
+    "pairs_without_rating_total": Spec(Counter, "Pairs trained without the rating that the loss asks for."),
+    "rating_gap_scale": Spec(Gauge, "Root mean square of the newest pairs' rating gaps (reward units)."),
     "trained_tokens_total": Spec(Counter, "Non-padding tokens forwarded and back-propagated."),
     "loss": Spec(Gauge, "Mean loss of the newest step."),
     "reward_accuracy": Spec(Gauge, "Share of the newest step's pairs whose implicit margin is positive."),

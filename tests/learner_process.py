@@ -38,7 +38,7 @@ SETTINGS = {
     "num_threads": 1,
     "batch": {"batch_size": 5, "micro_batch_tokens": 64},
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 3},
-    "loss": {"nll_weight": 0.1},
+    "loss": {"name": "rdpo", "beta_1": 0.05, "nll_weight": 0.1},
     "checkpoint": {"every_steps": 3},
     "publish": {"sync_every": 2},
 }
@@ -130,14 +130,23 @@ def be_a_rank(run, model, settings, environment, output, freeze_at=None, sampled
             environment=environment, sampled_by=sampled_by,
         )  # fmt: skip
         learner.run(stop)
+        print("pairs without rating:", metrics.value("pairs_without_rating_total"))
         heartbeat.close(health="stopped", message=heartbeat.state.message)
 
 
 def recorded_pairs():
-    """Both routes, different lengths, one request with two examples, one pair that is too long, one that is stale."""
+    """Both routes, different lengths, one request with two examples, one pair that is too long, one that is stale.
+
+    Rating gaps from small to large, and some that are missing.
+    """
     rng = random.Random(7)
     pairs = [
-        make_pair(i, chosen=str(rng.randrange(10 ** rng.randrange(1, 6))), rejected=None if i % 4 == 0 else str(-i))
+        make_pair(
+            i,
+            chosen=str(rng.randrange(10 ** rng.randrange(1, 6))),
+            rejected=None if i % 4 == 0 else str(-i),
+            rating_gap=None if i % 4 == 0 else (None, 1.0, 3.0, 10.0, 30.0)[i % 5],
+        )
         for i in range(NUM_REQUESTS)
     ]
     pairs[20] = make_pair(20, chosen="9" * 600)

@@ -97,6 +97,9 @@ def test_every_pair_ends_once_and_the_run_says_why_it_stopped(uninterrupted):
     }
     everything = trained(uninterrupted)
     assert len(everything) == len({(number, index) for _, number, index in everything}) == NUM_TRAINED
+    seen = [pair for pair in recorded_pairs() if pair.route == "dpo" and pair.request_number not in (20, 30)]
+    num_unrated = sum(pair.rating_gap is None for pair in seen)
+    assert f"pairs without rating: {num_unrated:.1f}" in logs(uninterrupted)
     with open_run(uninterrupted) as log:
         state = role_states(log)["learner-0"]
     assert (state.health, state.message, state.numbers["step"]) == ("stopped", "max_steps", 12)
@@ -332,7 +335,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(
     tmp_path, model, uninterrupted, zero_stage, broken
 ):
     """The broken batch is settled as non_finite, and the parameters are those of a run that never saw it."""
-    record(tmp_path, broken(-1), *(make_pair(number) for number in range(-5, -1)), *recorded_pairs())
+    record(tmp_path, broken(-1), *(make_pair(number, rating_gap=1e4) for number in range(-5, -1)), *recorded_pairs())
     assert train(tmp_path, model, {**SETTINGS, "zero_stage": zero_stage}, world_size=2) == [0, 0], logs(tmp_path)
     dropped = {one.request_number for one in feedback(tmp_path, "dropped") if one.reason == "non_finite"}
     assert dropped == {-1, -2, -3, -4, -5}

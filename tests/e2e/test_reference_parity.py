@@ -104,7 +104,7 @@ def test_the_learner_at_its_first_step_gives_the_log_probs_that_the_scorers_refe
 def test_the_first_step_sees_no_margin_and_no_distance_to_the_reference(
     learner: Learner, examples: list[Example]
 ) -> None:
-    numbers = learner.trainer.train(0, examples)
+    numbers = learner.trainer.train(0, examples, gap_scale=1.0)
     assert numbers.loss == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=TOLERANCE)
     assert numbers.kl_to_reference == pytest.approx(0, abs=TOLERANCE)
 

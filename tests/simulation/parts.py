@@ -225,7 +225,7 @@ class FiberTrainer:
         if origin is not None:
             self.parameters = read_parameters(origin)
 
-    def train(self, step: int, examples: Sequence[Example]) -> StepNumbers:
+    def train(self, step: int, examples: Sequence[Example], *, gap_scale: float) -> StepNumbers:
         self._process.wait(self._process.world.chance.random() * 0.3, f"step {step}")
         is_applied = self._num_vetoed >= 2 or not self._faults.strikes(self._process, "non_finite")
         self._num_vetoed = 0 if is_applied else self._num_vetoed + 1

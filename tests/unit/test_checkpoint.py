@@ -1,7 +1,8 @@
+import msgspec
 import pytest
 from msgspec.structs import replace
 
-from learner.checkpoint import MANIFEST, Layout, State, check_layout, newest, newest_epoch, save
+from learner.checkpoint import MANIFEST, STATE, Layout, State, check_layout, newest, newest_epoch, save
 from learner.pairs import ReaderState
 from streaming.errors import ConfigError
 from streaming.records import Version
@@ -41,6 +42,13 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path, ranks):
     found = newest(tmp_path)
     assert found.state == make_state(3)
     assert (found.directory / "engine" / "state").read_bytes() == b"parameters"
+
+
+def test_a_checkpoint_of_before_there_was_a_gap_scale_is_read(tmp_path, ranks):
+    [directory] = keep_all(tmp_path, ranks, make_state(3))
+    older = msgspec.msgpack.decode((directory / STATE).read_bytes())
+    del older["gap_scale"]
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(older), type=State) == make_state(3)
 
 
 def test_the_newest_epoch_wins_over_the_larger_step(tmp_path, ranks):
