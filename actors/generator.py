@@ -17,7 +17,7 @@ from typing import NamedTuple
 from actors.config import GenerationConfig
 from actors.fetching import WeightsCache
 from actors.keeper import EngineKeeper, MakeEngine
-from actors.reading import GROUP, PromptReader, WeightsReader
+from actors.reading import PromptReader, WeightsReader
 from actors.update import Weights, announced
 from streaming import topics
 from streaming.endings import FORGOTTEN, end, request_in
@@ -131,7 +131,7 @@ class Generator:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._read(prompts, tasks))
                     tasks.create_task(self._write(prompts))
-                    tasks.create_task(self._tick())
+                    tasks.create_task(self._tick(prompts))
                     if self._config.update_weights:
                         tasks.create_task(self._follow(weights, tasks))
             except BaseExceptionGroup as group:
@@ -321,7 +321,7 @@ class Generator:
             self._num_samples += 1
             self._num_tokens += len(candidate.tokens)
 
-    async def _tick(self) -> None:
+    async def _tick(self, prompts: PromptReader) -> None:
         """Keep the headline figures fresh."""
         samples = tokens = 0
         began = time.monotonic()
@@ -330,7 +330,7 @@ class Generator:
             now = time.monotonic()
             in_flight = self._num_train + self._num_eval
             self._metrics.set("groups_in_flight", in_flight)
-            self._metrics.set("lag_records", await asyncio.to_thread(self._lag), topic=topics.PROMPTS.name)
+            self._metrics.set("lag_records", await prompts.lag(), topic=topics.PROMPTS.name)
             self._heartbeat.tell(
                 numbers={
                     "in_flight": float(in_flight),
@@ -339,11 +339,6 @@ class Generator:
                 }
             )
             samples, tokens, began = self._num_samples, self._num_tokens, now
-
-    def _lag(self) -> int:
-        committed = self._log.committed(GROUP, [topics.PROMPTS.name])
-        ends = self._log.end_offsets(topics.PROMPTS.name)
-        return sum(end - committed.get(partition, 0) for partition, end in ends.items())
 
 
 def _what_is_left(entry: Entry) -> PromptRequest | None:

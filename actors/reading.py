@@ -92,6 +92,11 @@ class PromptReader(_Threaded):
         self._open.remove((partition, entry.offset))
         self._frontiers[partition].settle(partition, entry.offset)
 
+    async def lag(self) -> int:
+        """Prompts of this share that are not settled: those that are not read, and those that are open."""
+        behind = await self._do(self._consumer.behind)
+        return sum(behind.values()) + len(self._open)
+
     async def close(self) -> None:
         """Commit what was settled and give the partitions back."""
         settled = self._settled()

@@ -120,10 +120,11 @@ class _Shift:
         self.consumer.commit(self._frontier.offsets())
         self._committed_s = time.monotonic()
 
-    def offsets(self) -> dict[Partition, int]:
-        """The frontier of every partition that is held."""
-        held = self.consumer.positions()
-        return {place: self._frontier.offsets().get(place, position) for place, position in held.items()}
+    def lag(self) -> int:
+        """Entries of what is held that are not settled: those that are not read, and those from the frontier on."""
+        frontier = self._frontier.offsets()
+        read = sum(position - frontier.get(place, position) for place, position in self.consumer.positions().items())
+        return read + sum(self.consumer.behind().values())
 
     def _hand_over(self) -> None:
         """What is under way in a partition that has gone is its new holder's, who begins where the group committed."""
@@ -303,8 +304,7 @@ class Scorer:
         if time.monotonic() < self._told_s + _TELL_S:
             return
         self._told_s = time.monotonic()
-        ends = self._log.end_offsets(topics.CANDIDATES.name)
-        lag = sum(ends[place] - offset for place, offset in shift.offsets().items())
+        lag = shift.lag()
         self._metrics.set("lag_records", lag, topic=topics.CANDIDATES.name)
         numbers: dict[str, float] = {"groups": self._num_groups, "in_flight": len(shift.open), "lag": lag}
         if self._newest:

@@ -204,10 +204,9 @@ class Stage:
         if time.monotonic() - self._lag_told_s < _LAG_S:
             return
         self._lag_told_s = time.monotonic()
-        positions = consumer.positions()
+        behind = consumer.behind()
         for topic in self._topics:
-            ends = self._log.end_offsets(topic)
-            lag = sum(ends[place] - position for place, position in positions.items() if place[0] == topic)
+            lag = sum(num for place, num in behind.items() if place[0] == topic)
             self._metrics.set("lag_records", lag, topic=topic)
 
 

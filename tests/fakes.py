@@ -88,6 +88,9 @@ class CrashingConsumer(Consumer):
     def positions(self) -> dict[Partition, int]:
         return self._consumer.positions()
 
+    def behind(self) -> dict[Partition, int]:
+        return self._consumer.behind()
+
     def close(self) -> None:
         self._consumer.close()
 

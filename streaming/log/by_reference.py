@@ -200,6 +200,9 @@ class ByReferenceConsumer(Consumer):
     def positions(self) -> dict[Partition, int]:
         return self._consumer.positions()
 
+    def behind(self) -> dict[Partition, int]:
+        return self._consumer.behind()
+
     def close(self) -> None:
         self._consumer.close()
 

@@ -82,6 +82,12 @@ class SQLiteConsumer(Consumer):
     def positions(self) -> dict[Partition, int]:
         return {self._places[partition]: offset for partition, offset in self._positions.items()}
 
+    def behind(self) -> dict[Partition, int]:
+        return {
+            self._places[partition]: end_offset(self._database, partition) - offset
+            for partition, offset in self._positions.items()
+        }
+
     def close(self) -> None:
         if self._is_closed:
             return

@@ -93,6 +93,7 @@ class LogConsumer(Consumer):
         self._buffers: dict[TopicPartition, deque[Entry]] = {}
         self._positions: dict[TopicPartition, int] = {}
         self._polled_s = 0.0
+        self._ends: dict[Partition, int] = {}  # when they were last asked for
         self._is_closed = False
 
     def subscribe(self, topics: Iterable[str]) -> None:
@@ -152,6 +153,13 @@ class LogConsumer(Consumer):
             partition: committed[partition] if place in unknown else self._position(place)
             for partition, place in partitions.items()
         }
+
+    def behind(self) -> dict[Partition, int]:
+        positions = self.positions()
+        ends = self._cluster.end_offsets_now(list(self._held)) if positions else {}
+        if ends is not None:
+            self._ends = {self._cluster.partition(place): end for place, end in ends.items()}
+        return {place: max(0, self._ends.get(place, position) - position) for place, position in positions.items()}
 
     def close(self) -> None:
         if self._is_closed:

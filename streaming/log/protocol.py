@@ -64,6 +64,11 @@ class Consumer(Protocol):
     def positions(self) -> dict[Partition, int]:
         """The next offset to read of every partition this member holds."""
 
+    def behind(self) -> dict[Partition, int]:
+        """How many entries of every partition this member holds it has not read; as it was when a cluster that is away
+        last answered.
+        """
+
     def close(self) -> None:
         """Give the partitions back; what was read and not committed is read again by whoever takes them."""
 

@@ -320,6 +320,19 @@ def test_assign_reads_from_exactly_these_offsets(log: Log) -> None:
         assert reader.positions() == {place: ends[place] for place in [("prompts", 0), ("prompts", 3)]}
 
 
+def test_a_reader_knows_how_much_of_what_it_holds_it_has_not_read(log: Log) -> None:
+    fill(log, 20, "prompts")
+    ends = log.end_offsets("prompts")
+    with log.assign({("prompts", 0): 0, ("prompts", 3): 1}) as reader:
+        assert reader.behind() == {("prompts", 0): ends["prompts", 0], ("prompts", 3): ends["prompts", 3] - 1}
+        num_read = len(reader.read(max_records=3, timeout_s=30))
+        assert sum(reader.behind().values()) == ends["prompts", 0] + ends["prompts", 3] - 1 - num_read
+        drain(reader)
+        assert set(reader.behind().values()) == {0}
+        fill(log, 20, "prompts")
+        assert reader.behind() == {place: ends[place] for place in reader.positions()}, "the same keys once more"
+
+
 def test_seek_reads_on_from_there_backwards_and_forwards(log: Log) -> None:
     fill(log, 10)
     with log.assign({IN: 0}) as reader:

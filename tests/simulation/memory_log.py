@@ -309,6 +309,9 @@ class MemoryConsumer(Consumer):
     def positions(self) -> dict[Partition, int]:
         return dict(self._positions)
 
+    def behind(self) -> dict[Partition, int]:
+        return {place: len(self._store.partition(place)) - offset for place, offset in self._positions.items()}
+
     def close(self) -> None:
         if self.process is not None and self.process.is_dead:
             return

@@ -48,6 +48,21 @@ async def test_only_what_is_settled_is_committed_and_a_restart_reads_the_rest(as
     await again.close()
 
 
+async def test_the_lag_is_what_is_not_settled_of_its_own_share(asked: Log) -> None:
+    first = PromptReader(asked)
+    entries = await first.read(max_records=15)
+    assert await first.lag() == NUM_PROMPTS
+    first.settle(entries[0])
+    assert await first.lag() == NUM_PROMPTS - 1
+    second = PromptReader(asked)
+    await first.read(max_records=1)
+    await second.read(max_records=1)
+    assert 0 < await second.lag() < NUM_PROMPTS
+    assert await first.lag() + await second.lag() in (NUM_PROMPTS - 1, NUM_PROMPTS)  # the settled one may be the other's
+    await first.close()
+    await second.close()
+
+
 async def test_prompts_that_go_to_another_generator_are_not_ours_any_more(asked: Log) -> None:
     first = PromptReader(asked)
     entries = await first.read(max_records=1000)

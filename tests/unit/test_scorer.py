@@ -281,6 +281,7 @@ def test_nothing_is_committed_beyond_a_group_that_is_still_open(log: Log) -> Non
     log.append([Output("candidates", b"same partition", encode(group)) for group in (slow, quick)])
     with scoring(log, reward) as rig:
         rig.until("scored", 1)
+        wait_until(lambda: rig.metrics.value("lag_records", topic="candidates") == 2)
     reward.release.set()
     assert sum(log.committed("scorer", ["candidates"]).values()) == 0
 
