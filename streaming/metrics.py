@@ -39,7 +39,7 @@ SPECS: dict[str, Spec] = {
     "superseded_total": Spec(Counter, "Examples of a request of which another content was taken.", ("topic",)),
     "retries_total": Spec(Counter, "Batches processed again after a passing failure.", ("stage",)),
     "dead_letters_total": Spec(Counter, "Records that could not be processed.", ("stage",)),
-    "lag_records": Spec(Gauge, "Records in this process's share of the topic that its group has not settled.", ("topic",)),
+    "lag_records": Spec(Gauge, "Records in this process's share of the topic that are not settled.", ("topic",)),
     "blobs_total": Spec(Counter, "Values beside the log, by what became of them.", ("action",)),
     "lease_renewals_failed_total": Spec(Counter, "Lease renewals that SQLite refused; the next one follows."),
     "log_in_flight_bytes": Spec(Gauge, "Bytes appended to Kafka and not acknowledged."),
