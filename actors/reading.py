@@ -60,8 +60,9 @@ class PromptReader(_Threaded):
     async def read(self, *, max_records: int) -> list[Entry]:
         """Commit what was settled since, then the next prompts; empty after `POLL_S`."""
         num_wanted = max(1, max_records - len(self._waiting))
+        asked_s = time.monotonic()  # before: this process may stand still with the answer in its hands
         entries, held, issuers = await self._do(lambda: self._commit_and_read(self._settled(), num_wanted))
-        self._heard_s = time.monotonic()
+        self._heard_s = asked_s
         for partition in set(self._frontiers) - held:
             self._forget(partition)
         for entry in entries:
@@ -73,11 +74,12 @@ class PromptReader(_Threaded):
 
         Nothing is asked of the log where it was heard of less than `away_s` ago.
         """
-        if time.monotonic() - self._heard_s < self._away_s:
+        asked_s = time.monotonic()
+        if asked_s - self._heard_s < self._away_s:
             return
         asked = {place: offset for frontier in self._frontiers.values() for place, offset in frontier.offsets().items()}
         lost = await self._do(lambda: self._lost(asked))
-        self._heard_s = time.monotonic()
+        self._heard_s = asked_s
         for partition in lost:
             if partition in self._frontiers:
                 self._forget(partition)

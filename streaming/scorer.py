@@ -117,8 +117,9 @@ class _Shift:
         self._commit()
 
     def _commit(self) -> None:
+        asked_s = time.monotonic()  # before: this process may stand still with the answer in its hands
         self.consumer.commit(self._frontier.offsets())
-        self._committed_s = time.monotonic()
+        self._committed_s = asked_s
 
     def lag(self) -> int:
         """Entries of what is held that are not settled: those that are not read, and those from the frontier on."""

@@ -103,20 +103,21 @@ class Stage:
     def run_once(self, consumer: Consumer, *, timeout_s: float) -> int:
         """One batch; returns how many entries were consumed."""
         self._metrics.time.enter("waiting")
+        asked_s = time.monotonic()
         entries = consumer.read(max_records=self._max_records, timeout_s=timeout_s)
         self._metrics.time.enter("busy")
         try:
-            self._consume(entries, consumer)
+            self._consume(entries, consumer, asked_s=asked_s)
         finally:
             self._metrics.time.enter("waiting")
         self._tell_lag(consumer)
         return len(entries)
 
-    def _consume(self, entries: list[Entry], consumer: Consumer) -> None:
+    def _consume(self, entries: list[Entry], consumer: Consumer, *, asked_s: float) -> None:
+        """`asked_s`: when the log was asked for them. Since then this process may have stood still."""
         if not entries:
             return
         self._count("records_read_total", [entry.topic for entry in entries])
-        began_s = time.monotonic()
         self._copies.catch_up(entries, consumer)
         ids: set[str] = set()
         results = []
@@ -125,7 +126,7 @@ class Stage:
             if result.id is not None:
                 ids.add(result.id)
             results.append(result)
-        if time.monotonic() - began_s >= self._away_s:
+        if time.monotonic() - asked_s >= self._away_s:
             results = self._still_ours(results, consumer)
         done = self._append(results)
         self._remember(done)

@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.fakes import CrashingConsumer, CrashingLog
 from tests.scripted_engine import announce, append
 
 NUM_PROMPTS = 40
+AWAY_S = 0.1
 
 
 @pytest.fixture
@@ -142,6 +144,29 @@ async def test_a_reader_that_was_away_gives_up_what_another_one_holds_before_any
     entries = await reader.read(max_records=1000)
     await reader.confirm()
     assert not any(reader.is_open(entry) for entry in entries)
+    await reader.close()
+
+
+class FrozenConsumer(LostConsumer):
+    """One that stands still with the entries in its hands, for longer than `AWAY_S`."""
+
+    def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
+        entries = super().read(max_records=max_records, timeout_s=timeout_s)
+        threading.Event().wait(1.5 * AWAY_S)  # the length of this is the fault itself
+        return entries
+
+
+class FrozenLog(CrashingLog):
+    def subscribe(self, group: str, topics: Sequence[str]) -> FrozenConsumer:
+        return FrozenConsumer(self, self.log.subscribe(group, topics))
+
+
+async def test_a_reader_that_stood_still_inside_a_read_was_away(asked: Log) -> None:
+    """The time was taken behind the read, so it took what it had read for its own, and wrote it late."""
+    reader = PromptReader(FrozenLog(asked), away_s=AWAY_S)
+    entries = await reader.read(max_records=1000)
+    await reader.confirm()
+    assert entries and not any(reader.is_open(entry) for entry in entries)
     await reader.close()
 
 

@@ -252,6 +252,27 @@ def test_a_batch_that_took_long_is_not_written_where_another_member_does_it_by_n
     assert values(log) == []
 
 
+AWAY_S = 0.1
+
+
+class FrozenConsumer(TakenConsumer):
+    """One that stands still with the entries in its hands, for longer than `AWAY_S`."""
+
+    def read(self, *, max_records: int, timeout_s: float) -> list[Entry]:
+        entries = super().read(max_records=max_records, timeout_s=timeout_s)
+        threading.Event().wait(1.5 * AWAY_S)  # the length of this is the fault itself
+        return entries
+
+
+def test_a_stage_that_stood_still_inside_a_read_was_away(log: Log) -> None:
+    """The time was taken behind the read, so it wrote late what another member had done by then."""
+    fill(log, b"a", b"b")
+    with log.subscribe("g", ["in"]) as consumer:
+        stage = make_stage(log, away_s=AWAY_S)
+        stage.run_once(FrozenConsumer(CrashingLog(log), consumer), timeout_s=0)
+    assert values(log) == []
+
+
 def test_a_batch_that_took_long_is_written_where_nobody_took_it_over(log: Log) -> None:
     fill(log, b"a", b"b")
     work(log, make_stage(log, away_s=0.0))
