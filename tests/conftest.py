@@ -71,7 +71,8 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
 
 @pytest.fixture(scope="session")
 def scram_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A broker with TLS, SCRAM and ACLs for all tests of the session: a user per role, password ROLE-secret."""
+    """A broker with TLS and ACLs for all tests of the session: a user per role, by SCRAM (password ROLE-secret) or by
+    a token."""
     with _cluster(tmp_path_factory, "tls_scram") as cluster:
         yield cluster
 
@@ -88,7 +89,8 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory, security: Security) -> Cl
     if reason is not None:
         pytest.skip(reason)
     users = {name: f"{name}-secret" for name in (*ROLES, "stranger")}
-    return Cluster(tmp_path_factory.mktemp("kafka"), security=security, users=users)
+    settings = {"group.min.session.timeout.ms": "1000"}  # so that a member's death is noticed in a test's time
+    return Cluster(tmp_path_factory.mktemp("kafka"), security=security, users=users, settings=settings)
 
 
 @pytest.fixture(scope="session")

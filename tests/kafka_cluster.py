@@ -81,6 +81,10 @@ def why_not() -> str | None:
     return None
 
 
+LOGINS = {"SCRAM-SHA-512": "scram.ScramLoginModule", "OAUTHBEARER": "oauthbearer.OAuthBearerLoginModule"}
+"""SASL mechanism -> who checks it. Of a token the broker checks its times and no signature: that is Kafka's default."""
+
+
 class Address(NamedTuple):
     """A broker that is there to be used."""
 
@@ -258,10 +262,10 @@ class Cluster:
             settings["listener.name.client.ssl.client.auth"] = "required"
             settings["ssl.principal.mapping.rules"] = "RULE:^CN=(.*?)$/$1/,DEFAULT"
         else:
-            settings["sasl.enabled.mechanisms"] = "SCRAM-SHA-512"
-            settings["listener.name.client.scram-sha-512.sasl.jaas.config"] = (
-                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-            )
+            settings["sasl.enabled.mechanisms"] = ",".join(LOGINS)
+            for mechanism, module in LOGINS.items():
+                name = f"listener.name.client.{mechanism.lower()}.sasl.jaas.config"
+                settings[name] = f"org.apache.kafka.common.security.{module} required;"
         return settings
 
     def _format(self, i: int, cluster_id: str) -> None:

@@ -213,9 +213,12 @@ def _refused_login(cause: Exception, target: Target) -> NotReadyError:
         who = f"user {target.settings['sasl_plain_username']!r}"
         do = "Mend log.kafka.username and the file of password_file, or make the user: kafka-configs.sh --alter "
         do += f"--entity-type users --entity-name USER --add-config '{name}=[password=...]'."
+        reason = "wrong password or unknown user"
     else:
-        who, do = "the token", "Mend the token in the file of log.kafka.token_file."
-    reason = "wrong password or unknown user" if isinstance(cause, SaslAuthenticationFailedError) else "it broke off"
+        who, reason = "the token", "it has expired, or is none that the brokers trust"
+        do = "Put a fresh token into the file of log.kafka.token_file: it is read again at every connection."
+    if not isinstance(cause, SaslAuthenticationFailedError):
+        reason = "it broke off"
     return target.failed(f"SASL: {who} is not let in with {name}: {reason} ({cause})", do)
 
 

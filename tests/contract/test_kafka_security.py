@@ -3,31 +3,24 @@
 On two clusters: users with SCRAM passwords, and users with client certificates.
 """
 
+import base64
+import json
 import shlex
-from collections.abc import Iterator
-from itertools import pairwise
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from kafka.admin import (
-    ACL,
-    ACLOperation,
-    ACLPermissionType,
-    KafkaAdminClient,
-    ResourcePattern,
-    ResourceType,
-)
 
 from streaming import topics
 from streaming.config import KafkaConfig, LogConfig
 from streaming.errors import LogError, NotReadyError
 from streaming.log.kafka import KafkaLog
-from streaming.log.kafka_acls import OPERATOR, ROLES, Right, commands, rights
-from streaming.log.kafka_diagnosis import check_rights
+from streaming.log.kafka_acls import OPERATOR, ROLES, Right, rights
+from streaming.log.kafka_diagnosis import check_connection, check_rights
 from streaming.log.kafka_topics import differences, wanted_topics
 from streaming.log.protocol import Output
 from tests.kafka_cluster import Cluster
+from tests.secured import Secured, secure
 
 pytestmark = pytest.mark.slow
 
@@ -40,59 +33,14 @@ READ_BY = {"generators": "prompts", "scorer": "candidates", "selector.policy": "
 REFUSED = "(?i)authoriz|right|may not"
 
 
-class Secured(NamedTuple):
-    """A cluster where every role has a user with its rights."""
-
-    cluster: Cluster
-    folder: Path
-
-    def config(self, user: str) -> LogConfig:
-        authority = self.cluster.authority
-        assert authority is not None
-        common: dict[str, Any] = {"ca_file": str(authority.file), "replication_factor": 1, "min_insync_replicas": 1}
-        if self.cluster.security == "mtls":
-            authority.issue(user)
-            common |= {"certificate_file": str(authority.certificate(user)), "key_file": str(authority.key(user))}
-        else:
-            password = self.folder / user
-            password.write_text(self.cluster.users[user])
-            common |= {"sasl_mechanism": "SCRAM-SHA-512", "username": user, "password_file": str(password)}
-        return LogConfig(url=f"kafka://{self.cluster.bootstrap}", kafka=KafkaConfig(**common))
-
-    def open(self, user: str) -> KafkaLog:
-        config = self.config(user)
-        return KafkaLog(config.url, run=RUN, max_record_bytes=2**20, config=config.kafka)
-
-
-def printed(role: str, servers: str) -> list[str]:
-    return commands(rights(role, POLICIES), run=RUN, principal=role, servers=servers)
-
-
-def meant(command: str) -> Iterator[ACL]:
-    """What a printed command gives: the test does what the tool would, without a JVM for each."""
-    words = shlex.split(command)
-    options = list(pairwise(words))
-    (principal,) = [value for option, value in options if option == "--allow-principal"]
-    (operation,) = [value for option, value in options if option == "--operation"]
-    number = next(one for one in ACLOperation if one.name.replace("_", "") == operation.upper())
-    for option, value in options:
-        if option in ("--topic", "--group"):
-            pattern = ResourcePattern(ResourceType[option.removeprefix("--").upper()], value)
-            yield ACL(principal, "*", number, ACLPermissionType.ALLOW, pattern)
-
-
 @pytest.fixture(scope="module", params=["scram_kafka", "mtls_kafka"])
 def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Secured:
     cluster: Cluster = request.getfixturevalue(request.param)
-    kafka = KafkaConfig(replication_factor=1, min_insync_replicas=1, partitions=1)
-    internal = LogConfig(url=f"kafka://{cluster.internal}", kafka=kafka)
-    differences(internal, wanted_topics(topics.all_topics(*POLICIES), RUN, internal), create=True)
-    lists = [acl for role in ROLES for command in printed(role, cluster.internal) for acl in meant(command)]
-    with KafkaAdminClient(bootstrap_servers=cluster.internal) as admin:
-        assert not admin.create_acls(lists)["failed"]
-    with KafkaLog(internal.url, run=RUN, max_record_bytes=2**20, config=kafka) as log:
+    secured = secure(cluster, tmp_path_factory.mktemp("users"), RUN, POLICIES, partitions=1)
+    kafka = KafkaConfig(replication_factor=1, min_insync_replicas=1)
+    with KafkaLog(f"kafka://{cluster.internal}", run=RUN, max_record_bytes=2**20, config=kafka) as log:
         log.append([Output(name, b"key", b"value") for name in TOPICS])
-    return Secured(cluster, tmp_path_factory.mktemp("users"))
+    return secured
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -146,8 +94,35 @@ def test_the_brokers_tell_of_each_role_exactly_the_rights_it_needs(secured: Secu
                     check_rights(secured.config(role), RUN, [right])
 
 
-def test_kafkas_own_tool_takes_the_printed_commands(scram_kafka: Cluster) -> None:
-    for command in printed("learner", scram_kafka.internal):
+@pytest.mark.parametrize("secured", ["scram_kafka"], indirect=True)
+def test_a_token_says_who_one_is_until_it_expires(secured: Secured, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    kafka = {"ca_file": secured.config("scorer").kafka.ca_file, "replication_factor": 1, "min_insync_replicas": 1}
+    by_token = KafkaConfig(**kafka, sasl_mechanism="OAUTHBEARER", token_file=str(file))
+    config = LogConfig(url=f"kafka://{secured.cluster.bootstrap}", kafka=by_token)
+    file.write_text(token("scorer"))
+    with KafkaLog(config.url, run=RUN, max_record_bytes=2**20, config=by_token) as log:
+        for right in rights("scorer", POLICIES):
+            use(log, right)
+        with pytest.raises(LogError, match=REFUSED):
+            use(log, Right("topic", "weights", "write"))
+    file.write_text(token("scorer", lives_s=-60))
+    with pytest.raises(
+        NotReadyError, match=r"(?s)the token is not let in with OAUTHBEARER: it has expired.*token_file"
+    ):
+        check_connection(config)
+
+
+def token(name: str, *, lives_s: float = 600) -> str:
+    """What an identity provider gives out, without a signature: a JSON Web Token."""
+    now_s = time.time()
+    parts = [{"alg": "none"}, {"sub": name, "iat": now_s - 120, "exp": now_s + lives_s}]
+    coded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
+    return ".".join([*coded, ""])
+
+
+def test_kafkas_own_tool_takes_the_printed_commands(scram_kafka: Cluster, tmp_path: Path) -> None:
+    for command in Secured(scram_kafka, tmp_path, RUN, POLICIES, {}).printed("learner"):
         _, *arguments = shlex.split(command)
         told = scram_kafka.tool("org.apache.kafka.tools.AclCommand", *arguments)
         assert "principal=User:learner" in told
