@@ -118,6 +118,7 @@ class World:
     def __init__(self, seed: int, *, is_traced: bool = False) -> None:
         self.chance = random.Random(seed)
         self.now_s = EPOCH_S
+        self.wrong_by_s = 0.0  # what every clock that people set shows too much
         self.hub = getcurrent()
         self.processes: list[Process] = []
         self._living: list[Process] = []
@@ -229,7 +230,7 @@ class World:
 def virtual_time(world: World) -> Iterator[None]:
     """Inside the block Python's clocks are the world's: roles read them wherever they account for time."""
     clocks = time.time, time.monotonic
-    time.time = time.monotonic = lambda: world.now_s
+    time.time, time.monotonic = lambda: world.now_s + world.wrong_by_s, lambda: world.now_s
     try:
         yield
     finally:

@@ -47,6 +47,9 @@ LOOK_S = 0.5
 FAULTY_S = 20.0
 """For so long things go wrong; then the world is healed."""
 
+CLOCK_S = 3600.0
+"""A clock jumps forwards or back by so much at most, and may be set right again."""
+
 KEPT = 8
 """Entries before the committed offset that retention leaves: more than a generator has in flight per partition."""
 
@@ -112,6 +115,7 @@ def plan(seed: int) -> Plan:
         "poison": 0.2, "trim": 0.3,  # per look of the launcher
         "redrive": 0.3,  # per look of the launcher
         "damaged": 0.3,  # per record
+        "clock": 0.3,  # per look of the launcher
     }  # fmt: skip
     rates = {kind: chance.random() * rate for kind, rate in most.items() if chance.random() < 0.5}
     return Plan(settings, rates)
@@ -210,6 +214,8 @@ class _Simulation:
             self._start("scheduler-0")
         if self._faults.strikes_world(self._world, "poison"):
             self._poison()
+        if self._faults.strikes_world(self._world, "clock"):
+            self._world.wrong_by_s = (self._world.chance.random() - 0.5) * 2 * CLOCK_S
         if self._faults.strikes_world(self._world, "trim"):
             self._trim()
         if self._faults.strikes_world(self._world, "redrive"):

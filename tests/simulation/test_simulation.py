@@ -44,7 +44,7 @@ def test_a_seed_gives_the_same_run_every_time(seed: int) -> None:
 
 def test_the_plans_have_every_kind_of_fault_and_of_role() -> None:
     plans = [plan(seed) for seed in range(NUM_SEEDS)]
-    assert len({kind for one in plans for kind in one.rates}) == 19
+    assert len({kind for one in plans for kind in one.rates}) == 20
     assert {one.settings.num_generators for one in plans} == {1, 2}
     assert {one.settings.batch_size for one in plans} == {1, 2, 3}
 
