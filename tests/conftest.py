@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # minute. Set before anything imports huggingface_hub, which reads it then.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+pytest_plugins = ["tests.fault_rows"]
+
 # The same examples on every machine, however slow it is at the moment.
 settings.register_profile("ours", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")

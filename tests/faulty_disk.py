@@ -14,14 +14,24 @@ class FaultyDisk(apsw.VFS):
     """SQLite's own VFS with faults. Keeps a second copy of every file: what a power cut would leave of it."""
 
     def __init__(
-        self, *, fail_at: int | None = None, tear: bool = False, is_lasting: bool = True, what: str = "write"
+        self,
+        *,
+        fail_at: int | None = None,
+        tear: bool = False,
+        is_lasting: bool = True,
+        what: str = "write",
+        error: type[apsw.Error] = apsw.IOError,
     ) -> None:
-        """Fail the Nth write (or sync) to a write-ahead log: whole, or after half of it; for good, or once."""
+        """Fail the Nth write (or sync) to a write-ahead log: whole, or after half of it; for good, or once.
+
+        `error` is what SQLite is told: apsw.IOError, or apsw.FullError for a disk without space.
+        """
         self.name = f"faulty-{next(_NUMBERS)}"
         super().__init__(self.name, "")
         self.files: dict[str, FaultyFile] = {}
         self.fail_at = fail_at
         self._what = what
+        self._error = error
         self._is_lasting = is_lasting
         self.tear = tear
         self.num_done = 0
@@ -51,9 +61,9 @@ class FaultyDisk(apsw.VFS):
             self.num_done += 1
             if self.num_done == self.fail_at:
                 self.is_failing = True
-                raise apsw.IOError("the disk failed")
+                raise self._error("the disk failed")
         if self.is_failing and self._is_lasting:
-            raise apsw.IOError("the disk has failed")
+            raise self._error("the disk has failed")
 
     def heal(self) -> None:
         """Work again: so that a log can be closed."""
@@ -84,7 +94,7 @@ class FaultyFile(apsw.VFSFile):
     def xWrite(self, data: bytes, offset: int) -> None:
         try:
             self._disk.pass_by("write", self._path)
-        except apsw.IOError:
+        except (apsw.IOError, apsw.FullError):
             if self._disk.tear:
                 super().xWrite(bytes(data[: len(data) // 2]), offset)
                 self.unsynced.append((offset, bytes(data[: len(data) // 2])))

@@ -29,7 +29,7 @@ from tests.fakes import CrashingLog
 
 PATIENCE_S = 60
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["learner.train", "transformers.models.llama.modeling_llama"])
+CONTEXT.set_forkserver_preload(["learner.train", "transformers.models.llama.modeling_llama", "tests.light.process"])
 NUM_REQUESTS = 61
 NUM_TRAINED = 60
 """One request has two examples, two pairs are dropped: exactly twelve batches of five."""

@@ -199,6 +199,7 @@ def test_any_record_fits_into_a_dead_letter(rig: Rig) -> None:
     ],
     ids=["missing", "short", "long", "changed", "empty"],
 )
+@pytest.mark.fault("blob lost or damaged, or its store away")
 def test_what_is_missing_or_damaged_is_no_record_and_says_why(
     rig: Rig, log: Log, damage: Callable[[Path], None], problem: str
 ) -> None:
@@ -226,6 +227,7 @@ def test_bytes_that_only_begin_like_a_reference_are_no_record(log: Log, rig: Rig
         decode(Group, *values(log))
 
 
+@pytest.mark.fault("blob lost or damaged, or its store away")
 def test_a_store_that_is_not_there_costs_no_record(rig: Rig, log: Log) -> None:
     """A directory that is not mounted made every record a dead letter."""
     append(log, SMALL, LARGE)
@@ -237,6 +239,7 @@ def test_a_store_that_is_not_there_costs_no_record(rig: Rig, log: Log) -> None:
         assert [entry.value for entry in drain(consumer, 2)] == [SMALL, LARGE]
 
 
+@pytest.mark.fault("blob lost or damaged, or its store away")
 def test_a_store_that_does_not_take_a_blob_appends_nothing_and_tries_again_first(rig: Rig, log: Log) -> None:
     rig.blobs.mkdir()
     (rig.blobs / "candidates").write_bytes(b"a file where the folder should be")

@@ -263,6 +263,7 @@ def test_processes_append_at_once_and_none_loses_a_record(backend: Backend) -> N
     assert sorted(entry.value.decode() for entry in found) == sorted(f"{p}{i}" for p in prefixes for i in range(60))
 
 
+@pytest.mark.fault("kill: writer or member of a log")
 def test_what_was_acknowledged_survives_a_kill_at_any_moment(backend: Backend) -> None:
     with backend.process("append", "in", "x", "100000") as process:
         told = process.lines(40)
@@ -374,6 +375,7 @@ def test_a_group_goes_on_where_it_committed(backend: Backend, log: Log) -> None:
         assert numbers(take(consumer, 6)) == [4, 5, 6, 7, 8, 9]
 
 
+@pytest.mark.fault("kill: between append and commit")
 def test_a_crash_between_append_and_commit_repeats_the_batch(log: Log) -> None:
     fill(log, 3)
     crashing = CrashingLog(log, before_commit=1)
@@ -465,6 +467,7 @@ def test_a_member_stays_where_it_is_in_what_it_keeps_when_another_joins(log: Log
             assert numbers(again) == numbers([e for e in read if (e.topic, e.partition) in moved])
 
 
+@pytest.mark.fault("kill: writer or member of a log")
 def test_a_killed_members_partitions_move_to_another(backend: Backend) -> None:
     log = backend.open(lease_s=backend.short_lease_s)
     fill(log, 20, "prompts")

@@ -98,6 +98,7 @@ def test_conversations_are_scored_too(build: Build) -> None:
     assert all(reward.value is not None for reward in rewards)
 
 
+@pytest.mark.fault("reward source hangs")
 def test_a_deadline_that_passes_is_a_missing_reward(build: Build) -> None:
     [rewards] = score(build(timeout_s=1e-6).source, make_group())
     assert {reward.reason for reward in rewards} <= {None, "timeout"}

@@ -14,12 +14,12 @@ import pytest
 from streaming import topics
 from streaming.config import KafkaConfig, LogConfig
 from streaming.log.kafka_topics import differences, wanted_topics
-from streaming.log.protocol import Entry
+from tests.fault_rows import Injected
 from tests.kafka_cluster import Cluster, free_ports, why_not
 from tests.tcp_proxy import TcpProxy
-from tests.traffic import Item, Traffic, Verdict, judge
+from tests.traffic import Traffic
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault("broker", backend="kafka")]
 
 LONG = os.environ.get("STREAMDPO_FAULTS") == "long"
 LONG_ONLY = pytest.mark.skipif(not LONG, reason="takes minutes: set STREAMDPO_FAULTS=long")
@@ -81,35 +81,35 @@ def behind_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clu
 
 
 @pytest.mark.parametrize("down_s", [5, pytest.param(20, marks=LONG_ONLY), pytest.param(120, marks=LONG_ONLY)])
-def test_a_broker_that_is_killed_and_comes_back_loses_nothing(one: Cluster, down_s: float) -> None:
+def test_a_broker_that_is_killed_and_comes_back_loses_nothing(one: Cluster, down_s: float, injected: Injected) -> None:
     with traffic(one) as flow:
         flow.recovered()
         one.kill(0)
         stand_still(down_s)
         one.restart(0)
-        flow.recovered()
+        injected(f"broker down for {down_s} s", recovery_s=flow.recovered())
         verdict = flow.stop()
     assert verdict.is_good, verdict
 
 
 @LONG_ONLY
-def test_a_broker_that_stands_still_loses_nothing(one: Cluster) -> None:
+def test_a_broker_that_stands_still_loses_nothing(one: Cluster, injected: Injected) -> None:
     with traffic(one) as flow:
         flow.recovered()
         one.pause(0)
         stand_still(15)
         one.resume(0)
-        flow.recovered()
+        injected("broker stands still for 15 s", recovery_s=flow.recovered())
         verdict = flow.stop()
     assert verdict.is_good, verdict
 
 
-def test_each_of_three_brokers_killed_in_turn_loses_nothing(three: Cluster) -> None:
+def test_each_of_three_brokers_killed_in_turn_loses_nothing(three: Cluster, injected: Injected) -> None:
     with traffic(three) as flow:
         flow.recovered()
         for i in range(3):
             three.kill(i)
-            flow.recovered()
+            injected("each of three brokers killed in turn", recovery_s=flow.recovered())
             three.restart(i)
             three.wait_in_sync()
         flow.recovered()
@@ -118,18 +118,19 @@ def test_each_of_three_brokers_killed_in_turn_loses_nothing(three: Cluster) -> N
 
 
 @LONG_ONLY
-def test_a_rolling_restart_loses_nothing(three: Cluster) -> None:
+def test_a_rolling_restart_loses_nothing(three: Cluster, injected: Injected) -> None:
     with traffic(three) as flow:
         flow.recovered()
         for i in range(3):
             three.restart(i)
+            injected("rolling restart of three brokers", recovery_s=flow.recovered())
             three.wait_in_sync()
         flow.recovered()
         verdict = flow.stop()
     assert verdict.is_good, verdict
 
 
-def test_with_two_of_three_brokers_down_appends_wait_and_none_is_lost(three: Cluster) -> None:
+def test_with_two_of_three_brokers_down_appends_wait_and_none_is_lost(three: Cluster, injected: Injected) -> None:
     with traffic(three) as flow:
         flow.recovered()
         three.kill(0)
@@ -137,13 +138,13 @@ def test_with_two_of_three_brokers_down_appends_wait_and_none_is_lost(three: Clu
         flow.has_stopped_for(2)  # what was on its way
         assert flow.has_stopped_for(15 if LONG else 5)
         three.restart_all(0, 1)
-        flow.recovered()
+        injected("two of three brokers down", recovery_s=flow.recovered())
         verdict = flow.stop()
     three.wait_in_sync()
     assert verdict.is_good, verdict
 
 
-def test_lost_acknowledgements_lose_nothing(behind_proxy: tuple[Cluster, TcpProxy]) -> None:
+def test_lost_acknowledgements_lose_nothing(behind_proxy: tuple[Cluster, TcpProxy], injected: Injected) -> None:
     cluster, proxy = behind_proxy
     with traffic(cluster) as flow:
         flow.recovered()
@@ -153,46 +154,26 @@ def test_lost_acknowledgements_lose_nothing(behind_proxy: tuple[Cluster, TcpProx
             assert flow.has_stopped_for(2)
             proxy.mend()
             assert proxy.num_dropped_bytes > before
-            flow.recovered()
+            injected("acknowledgements lost", recovery_s=flow.recovered())
         verdict = flow.stop()
     assert verdict.is_good, verdict
 
 
-def test_a_network_that_breaks_and_crawls_loses_nothing(behind_proxy: tuple[Cluster, TcpProxy]) -> None:
+def test_a_network_that_breaks_and_crawls_loses_nothing(
+    behind_proxy: tuple[Cluster, TcpProxy], injected: Injected
+) -> None:
     cluster, proxy = behind_proxy
     with traffic(cluster) as flow:
         flow.recovered()
         for _ in range(5):
             proxy.break_connections()
-            flow.recovered(50)
+            injected("network breaks or crawls", recovery_s=flow.recovered(50))
         proxy.cut()
         stand_still(3)
         proxy.mend()
-        flow.recovered(50)
+        injected("network breaks or crawls", recovery_s=flow.recovered(50))
         proxy.delay(0.1)
-        flow.recovered(50)
+        injected("network breaks or crawls", recovery_s=flow.recovered(50))
         proxy.mend()
         verdict = flow.stop()
     assert verdict.is_good, verdict
-
-
-def entry(number: int, offset: int, key: bytes = b"k") -> Entry:
-    return Entry("prompts", 0, offset, key, b"%d" % number, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("acknowledged", "consumed", "stored", "expected"),
-    [
-        ([(b"k", 0), (b"k", 1)], [entry(0, 0), entry(1, 1)], [entry(0, 0), entry(1, 1)], {}),
-        ([(b"k", 0), (b"k", 1)], [entry(0, 0)], [entry(0, 0), entry(1, 1)], {"lost": [(b"k", 1)]}),
-        ([(b"k", 0)], [entry(0, 0)], [], {"missing": [(b"k", 0)]}),
-        ([], [], [entry(1, 0), entry(0, 1)], {"disordered": [(b"k", 0)]}),
-        ([], [], [entry(0, 0), entry(1, 1), entry(0, 2)], {"num_twice": 1}),
-        ([], [], [entry(1, 0), entry(0, 1, b"other")], {}),
-    ],
-)
-def test_the_judge_sees_what_is_lost_missing_disordered_and_twice(
-    acknowledged: list[Item], consumed: list[Entry], stored: list[Entry], expected: dict[str, object]
-) -> None:
-    good = Verdict(len(acknowledged), [], [], [], 0, [])
-    assert judge(acknowledged, consumed, stored) == good._replace(**expected)

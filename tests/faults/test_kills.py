@@ -29,7 +29,7 @@ from streaming.history import entries
 from streaming.log.protocol import Log
 from streaming.records import Feedback, Group, Pair, PromptRequest, Record, RoleState, Version, WeightVersion, decode
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault("kill: every role of a run on Ray", backend="sqlite")]
 
 R = TypeVar("R", bound=Record)
 

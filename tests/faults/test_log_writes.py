@@ -2,14 +2,26 @@
 
 from pathlib import Path
 
+import apsw
 import pytest
 
 from streaming.errors import LogError
 from streaming.log.protocol import Output
 from streaming.log.sqlite import SQLiteLog
+from tests.fault_rows import Injected
 from tests.faulty_disk import FaultyDisk
 
+pytestmark = pytest.mark.fault("disk", backend="sqlite")
+
 NUM_RECORDS = 6
+
+FAILURES = {
+    "write fails": ("write", False, apsw.IOError),
+    "write is torn": ("write", True, apsw.IOError),
+    "sync fails": ("sync", False, apsw.IOError),
+    "full": ("write", True, apsw.FullError),
+}
+"""What fails -> the operation, whether half of it is done, and what SQLite is told."""
 
 
 def open_file(path: Path, vfs: str | None = None) -> SQLiteLog:
@@ -44,16 +56,17 @@ def num_operations(folder: Path, what: str) -> int:
 
 
 @pytest.mark.parametrize("is_lasting", [True, False], ids=["for good", "once"])
-@pytest.mark.parametrize(("what", "tear"), [("write", False), ("write", True), ("sync", False)])
+@pytest.mark.parametrize("kind", FAILURES)
 def test_a_failed_write_loses_nothing_that_was_acknowledged(
-    tmp_path: Path, what: str, tear: bool, is_lasting: bool
+    tmp_path: Path, kind: str, is_lasting: bool, injected: Injected
 ) -> None:
+    what, tear, error = FAILURES[kind]
     (tmp_path / "probe").mkdir()
     num = num_operations(tmp_path / "probe", what)
     assert num >= NUM_RECORDS
     for fail_at in range(1, num + 1, 5):
         path = tmp_path / f"{fail_at}.db"
-        disk = FaultyDisk(what=what, tear=tear, is_lasting=is_lasting)
+        disk = FaultyDisk(what=what, tear=tear, is_lasting=is_lasting, error=error)
         log = open_file(path, disk.name)
         disk.fail_at = disk.num_done + fail_at
         num_acknowledged = append_until_it_fails(log)
@@ -64,6 +77,7 @@ def test_a_failed_write_loses_nothing_that_was_acknowledged(
         found = numbers(folder / path.name)
         assert found[:num_acknowledged] == list(range(num_acknowledged))
         assert len(found) <= num_acknowledged + 1  # the one that failed may have arrived all the same
+        injected(f"disk: {kind}")
 
 
 def test_the_log_goes_on_after_a_failure_that_passed(tmp_path: Path) -> None:
@@ -77,8 +91,9 @@ def test_the_log_goes_on_after_a_failure_that_passed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path, seed: int) -> None:
+def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path, seed: int, injected: Injected) -> None:
     """Large enough that the write-ahead log moves into the file in between."""
+    injected("disk: power cut")
     disk = FaultyDisk()
     log = open_file(tmp_path / "log.db", disk.name)
     num = 70 + seed

@@ -39,7 +39,7 @@ from tests.learner_process import (
     wait,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault("freeze: learner (DeepSpeed)", backend="sqlite")]
 
 MOMENTS = {
     "writing a checkpoint": ("open", r"epoch-1/step-6/state\.msgpack"),

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.fault_table import Row, write_rows
 from tests.simulation.schedule import Outcome, simulate, simulate_all, story
 
 
@@ -18,7 +19,7 @@ def main() -> int:
     arguments.add_argument("--first", type=int, default=0, help="the first of them")
     arguments.add_argument("--processes", type=int, default=1)
     arguments.add_argument("--all", action="store_true", help="faults too whose violations are known")
-    arguments.add_argument("--json", type=Path, help="file for the results")
+    arguments.add_argument("--rows", type=Path, help="file for the rows of the fault suite's table")
     chosen = arguments.parse_args()
     return replay(chosen.seed, is_all=chosen.all) if chosen.seed is not None else run(chosen)
 
@@ -48,9 +49,24 @@ def run(chosen: argparse.Namespace) -> int:
         "seconds": round(time.monotonic() - began_s, 1),
     }
     print(json.dumps(results, indent=1))
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(results, indent=1))
+    if chosen.rows is not None:
+        write_rows(chosen.rows, rows(outcomes))
     return 1 if failed else 0
+
+
+def rows(outcomes: list[Outcome]) -> list[Row]:
+    """By kind of fault: a seed that failed counts for every kind that it had."""
+    return [
+        Row(
+            kind=kind,
+            backend="simulated",
+            injected=outcome.faults[kind],
+            violations=len(outcome.violations),
+            recovery_s=outcome.recovery_s,
+        )
+        for outcome in outcomes
+        for kind in outcome.faults or ["none"]
+    ]
 
 
 if __name__ == "__main__":

@@ -119,10 +119,12 @@ def test_numbers_of_any_library_are_rewards(values: Any) -> None:
         ("ab", ["wrong_type", "wrong_type"]),
     ],
 )
+@pytest.mark.fault("reward source lies")
 def test_what_is_not_a_reward_is_missing_with_its_reason(values: Any, expected: list[str | None]) -> None:
     assert reasons(score(lambda **_: values)) == expected
 
 
+@pytest.mark.fault("reward source raises")
 def test_an_error_is_missing_rewards_and_its_traceback_is_shown_once(caplog: pytest.LogCaptureFixture) -> None:
     def reward(**_: Any) -> list[float]:
         raise KeyError("no such column")
@@ -141,6 +143,7 @@ def test_an_error_is_missing_rewards_and_its_traceback_is_shown_once(caplog: pyt
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), StopIteration(), TimeoutError()])
+@pytest.mark.fault("reward source raises")
 def test_no_exception_of_a_function_gets_through(error: BaseException) -> None:
     def reward(**_: Any) -> list[float]:
         raise error
@@ -169,6 +172,7 @@ def test_a_slow_call_holds_up_no_other() -> None:
     asked.close()
 
 
+@pytest.mark.fault("reward source hangs")
 def test_a_slow_coroutine_is_cancelled_at_its_deadline() -> None:
     cancelled = threading.Event()
 
@@ -186,6 +190,7 @@ def test_a_slow_coroutine_is_cancelled_at_its_deadline() -> None:
     asked.close()
 
 
+@pytest.mark.fault("reward source hangs")
 def test_a_coroutine_that_blocks_its_loop_still_meets_its_deadline() -> None:
     release = threading.Event()
 
@@ -199,6 +204,7 @@ def test_a_coroutine_that_blocks_its_loop_still_meets_its_deadline() -> None:
     asked.close()
 
 
+@pytest.mark.fault("reward source hangs")
 def test_where_every_call_hangs_further_ones_time_out_instead_of_waiting_for_ever() -> None:
     release, started = threading.Event(), []
 

@@ -153,6 +153,7 @@ def test_an_evaluation_waits_for_its_version_and_updates_wait_for_an_evaluation(
     assert second.candidates[0].version == Version(1, 1)
 
 
+@pytest.mark.fault("weights or engine broken", backend="sqlite")
 def test_an_engine_that_dies_is_replaced(log: Log, tmp_path: Path, script: Script) -> None:
     script.deadly = ["1+1=", "1+1="]
     with running(log, tmp_path, script.make_engine) as run:
@@ -187,6 +188,7 @@ def test_a_prompt_that_fits_no_engine_is_dead_lettered(
     assert committed(log) == 1
 
 
+@pytest.mark.fault("poison", backend="sqlite")
 def test_bytes_that_are_no_request_are_dead_lettered_untouched(log: Log, tmp_path: Path, script: Script) -> None:
     log.append([Output("prompts", b"key", b"nonsense")])
     with running(log, tmp_path, script.make_engine) as run:

@@ -102,6 +102,7 @@ def test_a_member_that_reads_in_time_keeps_its_partitions(open_log: Callable[[],
     steady.commit({("in", 0): 1})
 
 
+@pytest.mark.fault("clock jump", backend="sqlite")
 def test_a_member_that_died_before_the_clock_went_back_loses_its_partitions(
     open_log: Callable[[], Log], clock: Clock
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_member_that_died_before_the_clock_went_back_loses_its_partitions(
         silent.commit({("in", 0): 1})
 
 
+@pytest.mark.fault("clock jump", backend="sqlite")
 def test_members_that_live_share_on_whatever_the_clock_does(open_log: Callable[[], Log], clock: Clock) -> None:
     log = open_log()
     members = [open_log().subscribe("g", ["prompts"]) for _ in range(2)]

@@ -148,6 +148,7 @@ def test_the_lag_is_what_waits_in_the_log(log):
     assert metrics.value("lag_records", topic=TOPIC) == 6
 
 
+@pytest.mark.fault("poison", backend="sqlite")
 def test_bytes_that_are_no_pair_go_to_the_dead_letters_untouched(log):
     log.append([Output(TOPIC, b"key", b"\xffpoison")])
     write(log, make_pair(0))

@@ -145,6 +145,7 @@ def test_what_a_failed_start_left_under_the_same_name_is_replaced(tmp_path, log,
     verify(Path(record.location), record.manifest_sha256)
 
 
+@pytest.mark.fault("disk: while publishing")
 def test_a_disk_that_fails_stops_the_learner_and_announces_nothing(tmp_path, log, source, model):
     (tmp_path / "weights").write_text("not a directory")
     with pytest.raises(NotReadyError, match=r"version 1\.0 could not be written"):

@@ -44,6 +44,7 @@ def test_what_is_older_than_its_topics_retention_goes(log: SQLiteLog, clock: Clo
         assert len(reader.read(max_records=99, timeout_s=0)) == 11
 
 
+@pytest.mark.fault("clock jump", backend="sqlite")
 def test_age_takes_nothing_that_a_group_has_still_to_read(log: SQLiteLog, clock: Clock) -> None:
     """A run that was stopped over a long weekend forgot the groups that nobody had scored yet, and could not go on."""
     append(log, "candidates", 40)
@@ -59,6 +60,7 @@ def test_age_takes_nothing_that_a_group_has_still_to_read(log: SQLiteLog, clock:
         assert sum(len(slow.read(max_records=99, timeout_s=0)) for _ in range(3)) == 12
 
 
+@pytest.mark.fault("clock jump", backend="sqlite")
 def test_a_clock_that_goes_back_puts_no_look_off(log: SQLiteLog, clock: Clock) -> None:
     append(log, "prompts", 100)
     clock.advance(-topics.DAY_S)

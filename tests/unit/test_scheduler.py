@@ -273,6 +273,7 @@ def test_what_an_earlier_start_of_the_run_said_of_its_learner_is_history(log):
         assert thread.is_alive()
 
 
+@pytest.mark.fault("clock jump", backend="sqlite")
 def test_a_learner_whose_clock_has_gone_back_is_still_heard(log):
     """Its beats looked older than the run itself, so the scheduler waited for its end until the clock had caught up."""
     append(log, topics.ROLES.name, "learner-0", make_role(health="ready", time_s=7200.0))
@@ -284,6 +285,7 @@ def test_a_learner_whose_clock_has_gone_back_is_still_heard(log):
     assert state(log).message == "learner stopped"
 
 
+@pytest.mark.fault("poison", backend="sqlite")
 def test_bytes_that_are_no_feedback_are_dead_lettered_and_hold_nothing_up(log):
     with scheduling(log):
         until(lambda: len(issued(log)) == 3)

@@ -200,6 +200,7 @@ def test_a_missing_reward_is_told_once_in_the_log_file(log: Log, caplog: pytest.
     ]
 
 
+@pytest.mark.fault("reward source hangs", backend="sqlite")
 def test_a_source_that_misses_its_deadline_leaves_a_reason_and_no_reward(log: Log) -> None:
     reward = SlowReward()
     send(log, make_group(["slow"]))
@@ -210,6 +211,7 @@ def test_a_source_that_misses_its_deadline_leaves_a_reason_and_no_reward(log: Lo
     assert rig.metrics.value("rewards_missing_total", source="length", reason="timeout") == 1
 
 
+@pytest.mark.fault("poison", backend="sqlite")
 def test_bytes_that_are_no_group_go_to_the_dead_letters_and_the_rest_goes_on(log: Log) -> None:
     log.append([Output("candidates", b"k", b"junk"), Output("candidates", b"k", b"more junk")])
     send(log, make_group())

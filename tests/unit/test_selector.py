@@ -248,6 +248,7 @@ def break_tokens(scored: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("damage", [break_prices, break_tokens])
+@pytest.mark.fault("poison", backend="sqlite")
 def test_a_broken_record_is_a_dead_letter_and_ends_its_request_where_that_can_be_read(
     log: Log, damage: Callable[[dict[str, Any]], None]
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_crash_anywhere_loses_nothing_and_repeats_what_was_not_committed(log: 
     assert work(crashing) == 0
 
 
+@pytest.mark.fault("poison", backend="sqlite")
 def test_what_is_no_record_is_a_dead_letter_and_the_rest_goes_on(log: Log) -> None:
     metrics = Metrics("test")
     fill(log, b"a", b"", b"b")
