@@ -311,6 +311,7 @@ def _scorer(parts: Parts) -> Role:
         sources=build_rewards(config.rewards, config.scoring, trust_remote_code=config.trust_remote_code),
         pricing=references(config),
         config=config.scoring,
+        policy=config.policy,
     )
 
 

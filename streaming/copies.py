@@ -4,18 +4,23 @@
 
 The first record of an id in its partition wins, whoever answered it: a member that takes a partition over knows what
 its earlier holder knew. Memory is bounded by ids, not by partitions: the oldest are forgotten.
+
+    answered (durable) -> not committed: its entry is read again, and is a copy of itself
+    a dead letter whose end was told -> a copy of it, or the same entry again, needs nothing -> sent again: it is done
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from streaming import topics
+from streaming.dead_letters import DeadLetters
 from streaming.errors import RecordError, TrimmedError
-from streaming.history import before
+from streaming.history import before, decoded
+from streaming.keys import group_under
 from streaming.log.by_reference import unfetched
 from streaming.log.outlines import LetterOutline
 from streaming.log.protocol import Consumer, Entry, Log, Offsets, Partition
-from streaming.records import decode
+from streaming.records import Feedback, decode
 
 Identify = Callable[[Entry], str]
 """The id by which a copy is recognised. Raises RecordError where its bytes are no record."""
@@ -33,10 +38,14 @@ DEAD_PER_PARTITION = 1024
 class Copies:
     """What one member of a group recognises copies by. Belongs to one thread."""
 
-    def __init__(self, log: Log, identify: Identify) -> None:
+    def __init__(self, log: Log, identify: Identify, dead: DeadLetters, *, outputs: Sequence[str] = ()) -> None:
+        """`dead`: of the stage that the member is of. `outputs`: topics whose keys name the groups it answered."""
         self._log = unfetched(log)
+        self._outputs = outputs
         self.identify = identify
-        self._ids: OrderedDict[str, None] = OrderedDict()  # in the order in which they were answered or recalled
+        self._dead = dead
+        self._ids: OrderedDict[str, bool] = OrderedDict()  # each, whether it died; the newest answered or recalled last
+        self._dead_places: set[tuple[str, int, int]] = set()  # when a partition was last taken up
         self._next: dict[Partition, int] = {}
 
     def catch_up(self, entries: Sequence[Entry], consumer: Consumer) -> bool:
@@ -51,7 +60,7 @@ class Copies:
         if not self._not_next(begins):
             return False
         taken_up = self._not_next({**consumer.positions(), **begins})  # all at once: dead letters are read for it
-        self.add(self._before(taken_up))
+        self._recall(taken_up)
         self._next |= taken_up
         return True
 
@@ -63,46 +72,91 @@ class Copies:
         """What was passed here and is not answered is another member's: if the partition comes back, catch up."""
         self._next.pop(place, None)
 
+    def is_copy(self, one: str, entry: Entry) -> bool:
+        """Whether nothing is to be done for an entry of this id.
+
+        An entry that died itself is read again where its end was told and not committed.
+        """
+        if one not in self._ids and self.died(entry):
+            self.bury(one)
+        return one in self._ids and (not self._ids[one] or self._dead.has_ended(one))
+
+    def died(self, entry: Entry) -> bool:
+        """Whether this very entry is a dead letter, as another holder of its partition or an earlier start wrote it."""
+        return _place(entry) in self._dead_places
+
     def add(self, ids: Iterable[str]) -> None:
         """These are answered: whatever has one of them from now on is a copy."""
-        for one in ids:
-            self._ids[one] = None
+        self._note(dict.fromkeys(ids, False))
+
+    def discard(self, one: str) -> None:
+        """This is not answered after all: another member answers it."""
+        self._ids.pop(one, None)
+
+    def bury(self, one: str) -> None:
+        """This became a dead letter: whatever has its id from now on is a copy, until it is sent again."""
+        self._note({one: True})
+
+    def _note(self, ids: Mapping[str, bool]) -> None:
+        for one, is_dead in ids.items():
+            self._ids[one] = is_dead
             self._ids.move_to_end(one)
         while len(self._ids) > MAX_SEEN:
             self._ids.popitem(last=False)
 
-    def discard(self, one: str) -> None:
-        """This became a dead letter: if it comes again, that is to be done."""
-        self._ids.pop(one, None)
-
-    def __contains__(self, one: object) -> bool:
-        return one in self._ids
-
     def _not_next(self, begins: Offsets) -> dict[Partition, int]:
-        return {place: offset for place, offset in begins.items() if offset != self._next.get(place, 0)}
+        return {place: offset for place, offset in begins.items() if offset != self._next.get(place)}
 
-    def _before(self, ends: Offsets) -> list[str]:
-        """The ids just before these offsets, but for dead letters: if one of these comes again, that is to be done.
+    def _recall(self, ends: Offsets) -> None:
+        """The ids just before these offsets, and of what lies behind them those that are answered already.
 
-        `streamdpo redrive` sends their bytes again.
+        Of one that died, what lies behind it may be what was sent again, or a copy that was passed over: nobody can
+        tell, and what is done twice is a copy to whoever reads it. So it stays dead.
         """
         while True:
             try:
-                recent = before(self._log, ends, RECALLED_PER_PARTITION)
-                found = {_place(entry): one for entry in recent if (one := self._id_of(entry)) is not None}
-                dead = dead_places(self._newest_letters()) if found else set()
+                recent = list(before(self._log, ends, RECALLED_PER_PARTITION))
+                self._dead_places = dead_places(self._newest(topics.DEAD_LETTER.name, DEAD_PER_PARTITION))
+                answered = self._answered(ends)
             except TrimmedError:  # retention has overtaken the reading: less is left to be known
                 continue
-            return [one for place, one in found.items() if place not in dead]
+            found: dict[str, bool] = {}
+            for entry in recent:
+                one, is_dead = self._known_of(entry)
+                if one is not None:
+                    found[one] = found.get(one, False) or is_dead
+            return self._note(found | answered)
 
-    def _newest_letters(self) -> Iterator[Entry]:
-        return before(self._log, self._log.end_offsets(topics.DEAD_LETTER.name), DEAD_PER_PARTITION)
+    def _answered(self, ends: Offsets) -> dict[str, bool]:
+        """The groups that the newest answers are about, and whether each died."""
+        found = {}
+        for _, one in decoded(Feedback, self._newest(topics.FEEDBACK.name, RECALLED_PER_PARTITION)):
+            if self._dead.is_ours(one) and one.ending != "consumed":
+                found[one.group_id] = one.ending in ("dead_lettered", "redriven")
+        for topic in self._outputs:
+            keys = [entry.key for entry in self._newest(topic, RECALLED_PER_PARTITION, beside=ends)]
+            found |= {group_id: False for key in keys if (group_id := group_under(key)) is not None}
+        return found
 
-    def _id_of(self, entry: Entry) -> str | None:
+    def _newest(self, topic: str, count: int, *, beside: Offsets | None = None) -> Iterator[Entry]:
+        """The newest entries of a topic. `beside`: of these partitions only, where it has the same keys and as many."""
+        ends = self._log.end_offsets(topic)
+        if beside is not None and all(self._is_like(topic, other, len(ends)) for other, _ in beside):
+            numbers = {number for _, number in beside}
+            ends = {place: end for place, end in ends.items() if place[1] in numbers}
+        return before(self._log, ends, count)
+
+    def _is_like(self, topic: str, other: str, num_partitions: int) -> bool:
+        rows = topics.find(topic), topics.find(other)
+        has_same_keys = None not in rows and len({row.key for row in rows if row is not None}) == 1
+        return has_same_keys and len(self._log.end_offsets(other)) == num_partitions
+
+    def _known_of(self, entry: Entry) -> tuple[str | None, bool]:
+        """The id of an entry that lies behind, and whether it died. Nobody can read every one that did."""
         try:
-            return self.identify(entry)
+            return self.identify(entry), _place(entry) in self._dead_places
         except RecordError:
-            return None  # it is a dead letter already, and a copy of it becomes another
+            return group_under(entry.key), True
 
 
 def dead_places(letters: Iterable[Entry]) -> set[tuple[str, int, int]]:

@@ -18,7 +18,7 @@ from streaming.keys import group_under
 from streaming.log.by_reference import unfetched
 from streaming.log.outlines import LetterOutline
 from streaming.log.protocol import Log, Partition
-from streaming.records import Ending, Feedback, PromptRequest, Source
+from streaming.records import Feedback, PromptRequest, Source
 
 MARK = "redrive"
 """Stage of the marks in the dead-letter topic: they have no bytes, and name the place of a letter that went again."""
@@ -42,6 +42,7 @@ class DeadLetters:
         self._stage = stage
         self._policy = policy
         self._told: dict[str, list[Feedback]] = {}  # by group, in their order
+        self._open: set[str] = set()  # groups that were sent again, and of which nothing was told since
         self._next: dict[Partition, int] = {}
 
     def told(self, group_id: str) -> Sequence[Feedback]:
@@ -49,10 +50,13 @@ class DeadLetters:
         self._read_on()
         return self._told.get(group_id, ())
 
-    def newest(self, group_id: str) -> Ending | None:
-        """What was told last; None where nothing was."""
-        told = self.told(group_id)
-        return told[-1].ending if told else None
+    def has_ended(self, group_id: str) -> bool:
+        """Whether a group that died needs nothing: it was told, and not sent again, or what was sent again is known."""
+        return bool(self.told(group_id)) and group_id not in self._open
+
+    def is_ours(self, one: Feedback) -> bool:
+        """Whether the stage told this."""
+        return one.stage == self._stage and self._policy in (None, one.policy)
 
     def _read_on(self) -> None:
         while True:
@@ -69,12 +73,17 @@ class DeadLetters:
         fences = read_fences(self._log)
         for entry, one in decoded(Feedback, between(self._log, starts, ends)):
             self._next[entry.topic, entry.partition] = entry.offset + 1
-            if self._is_ours(one) and not fences.is_void(one, entry):
-                self._told.setdefault(one.group_id, []).append(one)
+            if not fences.is_void(one, entry):
+                self._hear(one)
 
-    def _is_ours(self, one: Feedback) -> bool:
-        is_ours = one.stage == self._stage and self._policy in (None, one.policy)
-        return is_ours and one.ending in ("dead_lettered", "redriven")
+    def _hear(self, one: Feedback) -> None:
+        is_ours = self.is_ours(one)
+        if is_ours and one.ending in ("dead_lettered", "redriven"):
+            self._told.setdefault(one.group_id, []).append(one)
+        if is_ours and one.ending == "redriven":
+            self._open.add(one.group_id)
+        elif self._policy is None or one.ends_for(self._policy):
+            self._open.discard(one.group_id)
 
 
 def unsent(log: Log) -> list[Lying]:

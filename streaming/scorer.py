@@ -2,9 +2,9 @@
 
     read -> asked (every source and the reference at once) -> appended (durable) -> settled -> committed
 
-A slow source holds up its own groups only, each until the source's deadline. A crash before the commit scores the
-same groups again: their records have the same ids, and readers keep the first. Of two samplings of one request (a
-generator crashed between writing and committing) the first in the log wins here already.
+A slow source holds up its own groups only, each until the source's deadline. After a crash before the commit the same
+groups are read again: those without an answer in the log are scored again, and readers keep the first. Of two samplings
+of one request (a generator crashed between writing and committing) the first in the log wins here already.
 """
 
 import logging
@@ -18,6 +18,7 @@ from streaming import topics
 from streaming.asking import Answered, Panel
 from streaming.config import ScoringConfig
 from streaming.copies import Copies
+from streaming.dead_letters import DeadLetters, request_under
 from streaming.endings import end
 from streaming.errors import LeaseLostError, RecordError, TooLargeError
 from streaming.fencing import AWAY_S
@@ -31,7 +32,7 @@ from streaming.records import Feedback, Record, Source, SourceRewards, decode, e
 from streaming.rewards import WeightedSource
 from streaming.scoring import MISSING_EOS, STAGE, Pricing, evaluated, penalty, scored
 from streaming.selection.margins import mean, measured
-from streaming.stage import Reason, dead_letter
+from streaming.stage import Reason, append, dead_letter
 
 GROUP = "scorer"
 
@@ -61,17 +62,21 @@ class Finished(NamedTuple):
     feedback: Feedback | None = None
 
 
+def _group_id(entry: Entry) -> str:
+    return decode(GroupOutline, entry.value, where=entry.where).request.group_id
+
+
 class _Shift:
     """One membership in the consumer group. A lost lease ends it, and with it all that was not committed.
 
     A partition that goes to another scorer in order takes with it what is under way there.
     """
 
-    def __init__(self, log: Log, consumer: Consumer, *, away_s: float) -> None:
+    def __init__(self, log: Log, consumer: Consumer, dead: DeadLetters, *, away_s: float) -> None:
         self._log = log
         self._away_s = away_s
         self.consumer = consumer
-        self.copies = Copies(log, lambda entry: decode(GroupOutline, entry.value, where=entry.where).request.group_id)
+        self.copies = Copies(log, _group_id, dead, outputs=[topics.SCORED.name])
         self.open: dict[tuple[int, int], str] = {}  # partition and offset of what is under way -> its group
         self._frontier = Frontier()
         self._next: dict[Partition, int] = {}
@@ -160,15 +165,21 @@ class Scorer:
         sources: Sequence[WeightedSource],
         pricing: Sequence[Pricing],
         config: ScoringConfig,
+        policy: str,
         away_s: float = AWAY_S,
     ) -> None:
-        """After `away_s` without a commit (the process may have stood still) work is written where it is still ours."""
+        """`policy` is the one that samples.
+
+        After `away_s` without a commit (the process may have stood still) work is written where it is still ours.
+        """
         self._log = log
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._sources = sources
         self._pricing = pricing
         self._config = config
+        self._policy = policy
+        self._dead = DeadLetters(log, stage=STAGE)
         self._away_s = away_s
         self._num_groups = 0
         self._newest: deque[float] = deque(maxlen=_NEWEST)
@@ -192,7 +203,7 @@ class Scorer:
 
     def _serve(self, panel: Panel, stop: threading.Event) -> None:
         with self._log.subscribe(GROUP, [topics.CANDIDATES.name]) as consumer:
-            shift = _Shift(self._log, consumer, away_s=self._away_s)
+            shift = _Shift(self._log, consumer, self._dead, away_s=self._away_s)
             while not stop.is_set():
                 finished = self._read(shift, panel)
                 answered = panel.take(_POLL_S) if shift.open else []
@@ -213,13 +224,16 @@ class Scorer:
             try:
                 group = decode_group(entry.value, where=entry.where)
             except RecordError as error:
-                finished.append(self._reject(entry, "record", error))
+                finished.append(self._reject(entry, "record", error, copies=shift.copies))
                 continue
-            if group.group_id in shift.copies:
+            if shift.copies.is_copy(group.group_id, entry):
                 self._metrics.count("duplicates_total", topic=entry.topic)
                 finished.append(Finished(entry, []))
                 continue
             shift.copies.add([group.group_id])
+            if shift.copies.died(entry):  # the letter decides, so that all who find it tell the same end
+                finished.append(_died(entry, GroupOutline(request=group.request, policy=group.policy), "failed", []))
+                continue
             shift.open[_place(entry)] = group.group_id
             panel.submit(entry, group)
         return finished
@@ -241,43 +255,52 @@ class Scorer:
         self._metrics.count("reference_tokens_total", num_tokens * (1 + len(record.further)))
         return Finished(entry, [_output(topics.SCORED, entry, record)])
 
-    def _reject(self, entry: Entry, reason: Reason, error: Exception) -> Finished:
-        """A dead letter, and the end of the request where the bytes still say which one it was."""
+    def _reject(self, entry: Entry, reason: Reason, error: Exception, *, copies: Copies | None = None) -> Finished:
+        """A dead letter, and the end of its request where it is known; unless it is a copy that nobody can read."""
         self._metrics.count("dead_letters_total", stage=STAGE)
         letter = dead_letter(entry, f"{type(error).__name__}: {error}", STAGE)
-        try:
-            broken = decode(GroupOutline, entry.value)
-        except RecordError:
+        broken = self._broken(entry)
+        if broken is None or (copies is not None and copies.is_copy(broken.request.group_id, entry)):
             return Finished(entry, [letter])
-        feedback = end(
-            broken.request, "dead_lettered", policy=broken.policy, stage=STAGE, reason=reason, time_s=time.time()
-        )
-        return Finished(entry, [letter, _output(topics.FEEDBACK, entry, feedback)], feedback)
+        if copies is not None:
+            copies.add([broken.request.group_id])  # until the end is told
+        return _died(entry, broken, reason, [letter])
+
+    def _broken(self, entry: Entry) -> GroupOutline | None:
+        """Whose group these bytes are, as far as they, or their key, still say it."""
+        try:
+            return decode(GroupOutline, entry.value)
+        except RecordError:
+            request = request_under(self._log, entry.key)
+        return None if request is None else GroupOutline(request=request, policy=self._policy)
 
     def _write(self, shift: _Shift, finished: list[Finished]) -> None:
-        """Append everything, then commit what is settled. A crash in between scores the same groups again."""
+        """Append everything, then commit what is settled. A crash in between scores again what has no answer yet.
+
+        Where the partitions are another's by the time that the letters are there, that one tells how the groups ended.
+        """
         shift.confirm()
         try:
-            self._append(finished)
+            self._append(finished, shift)
         except TooLargeError:
-            finished = [self._append_alone(one) for one in finished]
+            finished = [self._append_alone(one, shift) for one in finished]
         shift.settle([one.entry for one in finished])
         for one in finished:
             if one.feedback is not None and one.feedback.ending == "dead_lettered":
-                shift.copies.discard(one.feedback.group_id)
+                shift.copies.bury(one.feedback.group_id)
         self._num_groups += len(finished)
 
-    def _append_alone(self, finished: Finished) -> Finished:
+    def _append_alone(self, finished: Finished, shift: _Shift) -> Finished:
         """What was written for it: a dead letter where it is too large."""
         try:
-            self._append([finished])
+            self._append([finished], shift)
         except TooLargeError as error:
             finished = self._reject(finished.entry, "too_large", error)
-            self._append([finished])
+            self._append([finished], shift)
         return finished
 
-    def _append(self, finished: Sequence[Finished]) -> None:
-        self._log.append(output for one in finished for output in one.outputs)
+    def _append(self, finished: Sequence[Finished], shift: _Shift) -> None:
+        append(self._log, [output for one in finished for output in one.outputs], between=shift.confirm)
         for one in finished:
             for output in one.outputs:
                 self._metrics.count("records_written_total", topic=output.topic)
@@ -311,6 +334,14 @@ class Scorer:
         if self._newest:
             numbers["reward"] = mean(self._newest)
         self._heartbeat.tell(numbers=numbers)
+
+
+def _died(entry: Entry, broken: GroupOutline, reason: Reason, letters: list[Output]) -> Finished:
+    """The end of a dead letter's request."""
+    feedback = end(
+        broken.request, "dead_lettered", policy=broken.policy, stage=STAGE, reason=reason, time_s=time.time()
+    )
+    return Finished(entry, [*letters, _output(topics.FEEDBACK, entry, feedback)], feedback)
 
 
 def _place(entry: Entry) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import msgspec
 
 from streaming import topics
 from streaming.config import SelectionConfig
+from streaming.dead_letters import request_under
 from streaming.endings import end
 from streaming.errors import RecordError
 from streaming.heartbeat import Heartbeat
@@ -207,6 +208,8 @@ class Selector:
             topics=[topics.SCORED.name],
             identify=self._identify,
             explain=self._explain,
+            policy=self._policy,
+            outputs=[topics.pairs(self._policy).name],
         )
 
     def process(self, entry: Entry) -> list[Output]:
@@ -275,8 +278,10 @@ class Selector:
 
     def _explain(self, entry: Entry, reason: Reason) -> Feedback | None:
         try:
-            request = _outline(entry)
+            request: PromptRequest | None = _outline(entry)
         except RecordError:
+            request = request_under(self._log, entry.key)
+        if request is None:
             return None
         return end(request, "dead_lettered", policy=self._policy, stage=STAGE, reason=reason, time_s=time.time())
 

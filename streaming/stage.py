@@ -9,11 +9,12 @@ with a reason, and the rest of the batch goes on. Any other failure ends the sta
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from streaming import topics
 from streaming.copies import Copies, Identify
+from streaming.dead_letters import DeadLetters
 from streaming.errors import LeaseLostError, RecordError, TooLargeError
 from streaming.fencing import AWAY_S
 from streaming.log.protocol import Consumer, Entry, Log, Offsets, Output, Partition
@@ -45,6 +46,7 @@ class _Result(NamedTuple):
     entry: Entry
     outputs: list[Output]
     id: str | None = None
+    buried: str | None = None  # the group of a dead letter whose end is told
 
 
 def dead_letter(entry: Entry, reason: str, stage: str) -> Output:
@@ -61,6 +63,22 @@ def dead_letter(entry: Entry, reason: str, stage: str) -> Output:
     return Output(topics.DEAD_LETTER.name, entry.key, encode(letter))
 
 
+def append(log: Log, outputs: Iterable[Output], *, between: Callable[[], None] = lambda: None) -> None:
+    """Make all outputs durable, the dead letters first: whoever reads their entries again finds that they died.
+
+    `between` is called behind the letters. A cluster takes a part of an append where its writer dies.
+    """
+    letters: list[Output] = []
+    others: list[Output] = []
+    for output in outputs:
+        (letters if output.topic == topics.DEAD_LETTER.name else others).append(output)
+    if letters:
+        log.append(letters)
+        between()
+    if others:
+        log.append(others)
+
+
 class Stage:
     """One member of a group that turns entries into outputs. Several processes may run the same stage."""
 
@@ -75,10 +93,15 @@ class Stage:
         topics: Sequence[str],
         identify: Identify,
         explain: Explain,
+        outputs: Sequence[str] = (),
+        policy: str | None = None,
         max_records: int = 64,
         away_s: float = AWAY_S,
     ) -> None:
         """`name` stands in dead letters and metrics; `group` is the consumer group of `topics`.
+
+        `policy`: whose endings `explain` tells, where each policy has a stage of its own. `outputs`: topics of what
+        is written, where their keys name groups.
 
         What took `away_s` or longer (the process may have stood still) is appended only where it is still ours to do.
         """
@@ -88,7 +111,7 @@ class Stage:
         self._name = name
         self._group = group
         self._topics = topics
-        self._copies = Copies(log, identify)
+        self._copies = Copies(log, identify, DeadLetters(log, stage=name, policy=policy), outputs=outputs)
         self._explain = explain
         self._max_records = max_records
         self._away_s = away_s
@@ -123,8 +146,7 @@ class Stage:
         results = []
         for entry in entries:
             result = self._work(entry, ids)
-            if result.id is not None:
-                ids.add(result.id)
+            ids |= {one for one in (result.id, result.buried) if one is not None}
             results.append(result)
         if time.monotonic() - asked_s >= self._away_s:
             results = self._still_ours(results, consumer)
@@ -153,31 +175,35 @@ class Stage:
             return False
         return True
 
-    def _work(self, entry: Entry, batch_ids: set[str]) -> _Result:
+    def _work(self, entry: Entry, batch_ids: Collection[str]) -> _Result:
         """Process one entry, unless it is a copy; give it up where it is no record."""
         try:
             found = self._copies.identify(entry)
-            if found in self._copies or found in batch_ids:
+            if self._is_copy(found, entry, batch_ids):
                 self._metrics.count("duplicates_total", topic=entry.topic)
                 return _Result(entry, [])
             return _Result(entry, list(self._process(entry)), found)
         except RecordError as error:
-            return self._give_up(entry, "record", error)
+            return self._give_up(entry, "record", error, batch_ids)
 
-    def _give_up(self, entry: Entry, reason: Reason, error: Exception) -> _Result:
-        """A dead letter, and the end of its request where it is known."""
+    def _is_copy(self, one: str, entry: Entry, batch_ids: Collection[str]) -> bool:
+        return one in batch_ids or self._copies.is_copy(one, entry)
+
+    def _give_up(self, entry: Entry, reason: Reason, error: Exception, batch_ids: Collection[str] = ()) -> _Result:
+        """A dead letter, and the end of its request where it is known; unless it is a copy that nobody can read."""
         self._metrics.count("dead_letters_total", stage=self._name)
         outputs = [dead_letter(entry, f"{type(error).__name__}: {error}", self._name)]
         feedback = self._explain(entry, reason)
-        if feedback is not None:
-            self._metrics.count("endings_total", ending=feedback.ending, reason=reason)
-            outputs.append(Output(topics.FEEDBACK.name, feedback.group_id.encode(), encode(feedback)))
-        return _Result(entry, outputs)
+        if feedback is None or self._is_copy(feedback.group_id, entry, batch_ids):
+            return _Result(entry, outputs)
+        self._metrics.count("endings_total", ending=feedback.ending, reason=reason)
+        outputs.append(Output(topics.FEEDBACK.name, feedback.group_id.encode(), encode(feedback)))
+        return _Result(entry, outputs, buried=feedback.group_id)
 
     def _append(self, results: list[_Result]) -> list[_Result]:
         """Make all outputs durable. Where one is too large its entry is a dead letter, and the others go on.
 
-        Returns what was written: a dead letter has no id, so that a copy of its entry is no duplicate.
+        Returns what was written.
         """
         try:
             self._write([output for result in results for output in result.outputs])
@@ -189,12 +215,15 @@ class Stage:
         return results
 
     def _write(self, outputs: list[Output]) -> None:
-        self._log.append(outputs)
+        append(self._log, outputs)
         self._count("records_written_total", [output.topic for output in outputs])
 
     def _remember(self, done: list[_Result]) -> None:
-        self._copies.add(result.id for result in done if result.id is not None)
         for result in done:
+            if result.id is not None:
+                self._copies.add([result.id])
+            if result.buried is not None:
+                self._copies.bury(result.buried)
             self._copies.passed(result.entry)
 
     def _count(self, name: str, counted: list[str]) -> None:

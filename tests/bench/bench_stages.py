@@ -71,9 +71,15 @@ def make_answers(number: int) -> Group:
 
 def run_scorer(log: Log, metrics: Metrics, heartbeat: Heartbeat, stop: threading.Event) -> None:
     source = WeightedSource(FunctionSource(reward, name="reward", version="1"), 1.0)
-    Scorer(log, metrics, heartbeat, sources=[source], pricing=[Pricing(FreeReference())], config=ScoringConfig()).run(
-        stop
-    )
+    Scorer(
+        log,
+        metrics,
+        heartbeat,
+        sources=[source],
+        pricing=[Pricing(FreeReference())],
+        config=ScoringConfig(),
+        policy="policy",
+    ).run(stop)
 
 
 def run_selector(log: Log, metrics: Metrics, heartbeat: Heartbeat, stop: threading.Event) -> None:

@@ -362,7 +362,9 @@ def scoring(log: Log, metrics: Metrics) -> Iterator[None]:
     heartbeat = Heartbeat(log, metrics, role="scorer", interval_s=3600)
     source = WeightedSource(FunctionSource(length, name="length", version="1", timeout_s=WAIT_S), 1.0)
     pricing = [Pricing(CountingReference())]
-    scorer = Scorer(log, metrics, heartbeat, sources=[source], pricing=pricing, config=ScoringConfig(max_groups=4))
+    scorer = Scorer(
+        log, metrics, heartbeat, sources=[source], pricing=pricing, config=ScoringConfig(max_groups=4), policy="policy"
+    )
     with running(scorer.run):
         yield
     heartbeat.close()

@@ -174,7 +174,13 @@ def _generator(run: Run, process: Process, log: Log, heartbeat: FiberHeartbeat, 
 def _scorer(run: Run, process: Process, log: Log, heartbeat: FiberHeartbeat, stop: Any) -> None:
     reference: Any = SimpleNamespace(version="reference")
     scorer = Scorer(
-        log, METRICS["scorer"], heartbeat, sources=[], pricing=[Pricing(reference)], config=ScoringConfig(max_groups=4)
+        log,
+        METRICS["scorer"],
+        heartbeat,
+        sources=[],
+        pricing=[Pricing(reference)],
+        config=ScoringConfig(max_groups=4),
+        policy=POLICY,
     )
     panel: Any = FiberPanel(process, run.faults)
     heartbeat.tell(health="ready")

@@ -72,6 +72,7 @@ class Rig:
             sources=[source],
             pricing=[Pricing(reference or CountingReference())],
             config=ScoringConfig(max_groups=max_groups),
+            policy="policy",
             **settings,
         )
         self.thread = threading.Thread(target=self._run)
