@@ -172,7 +172,7 @@ def scorer(log: Log, sizes: Sizes, folder: Path) -> Run:
         with closing(Heartbeat(log, metrics, role="scorer")) as heartbeat:
             Scorer(
                 log, metrics, heartbeat,
-                sources=[source], pricing=[Pricing(FreeReference())], config=ScoringConfig(),
+                sources=[source], pricing=[Pricing(FreeReference())], config=ScoringConfig(), policy=POLICY,
             ).run(stop)  # fmt: skip
 
     return run

@@ -183,5 +183,5 @@ def _scorer(parts: Parts) -> Role:
     config = parts.config
     return Scorer(
         parts.log, parts.metrics, parts.heartbeat, sources=build_rewards(config.rewards, config.scoring),
-        pricing=[Pricing(FixedReference())], config=config.scoring,
+        pricing=[Pricing(FixedReference())], config=config.scoring, policy=config.policy,
     )  # fmt: skip
