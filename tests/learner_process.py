@@ -3,6 +3,7 @@
 The processes are forked from one that has imported everything and done nothing: they start in a blink.
 """
 
+import json
 import multiprocessing
 import os
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import apsw
 
+from learner import checkpoint
 from learner.config import LearnerConfig
 from streaming import topics
 from streaming.heartbeat import Heartbeat
@@ -194,3 +196,9 @@ def feedback(run, ending):
 
 def logs(run):
     return "\n".join(path.read_text() for path in run.glob("rank-*.log"))
+
+
+def started_from(run, epoch):
+    """The checkpoint that an epoch began with, by its name."""
+    path = run / "checkpoints" / "policy" / f"epoch-{epoch}" / checkpoint.BEGINNING
+    return json.loads(path.read_text())["origin"]

@@ -1,8 +1,10 @@
 """The learner alone, over a recorded log: real DeepSpeed, real processes, real kills."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import socket
 import time
 from pathlib import Path
@@ -32,6 +34,8 @@ from tests.learner_process import (
     record,
     recorded_pairs,
     start,
+    started_from,
+    until_frozen,
     wait,
 )
 
@@ -138,12 +142,17 @@ def test_only_the_newest_versions_stay_on_disk(uninterrupted):
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.fault("kill: learner (DeepSpeed)", backend="sqlite")
 def test_a_learner_killed_anywhere_and_resumed_is_one_that_was_never_killed(run, model, uninterrupted, seed):
+    """At a moment of three steps: before the first checkpoint, and behind two later ones."""
     rng = random.Random(seed)
-    for epoch in (1, 2, 3):
-        process = start(run, model, SETTINGS)
-        wait_for_version(run, process, lambda version, epoch=epoch: version.epoch == epoch)
-        kill(process, after_s=rng.uniform(0, 0.2))
+    for first in (1, 4, 8):
+        step = rng.randrange(first, first + 3)
+        process = start(run, model, SETTINGS, freeze_at=("append", rf"consumed in step {step}\b"))
+        until_frozen(process)
+        os.kill(process.pid, signal.SIGCONT)
+        kill(process, after_s=rng.uniform(0, 0.1))
     assert train(run, model) == [0], logs(run)
+    third, fourth = (float(started_from(run, epoch).rpartition("step-")[2]) for epoch in (3, 4))
+    assert third >= 3 and fourth >= 6
     assert trained(run) == trained(uninterrupted)
     assert_same(parameters(run), parameters(uninterrupted))
 

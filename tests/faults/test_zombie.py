@@ -3,7 +3,6 @@
 The zombie stops itself (SIGSTOP) at an exact moment: before a file operation, or before an append to the log.
 """
 
-import json
 import os
 import signal
 import time
@@ -35,6 +34,7 @@ from tests.learner_process import (
     record,
     recorded_pairs,
     start,
+    started_from,
     until_frozen,
     wait,
 )
@@ -161,12 +161,6 @@ def of_the_heir(run):
     origin = "epoch-1/step-3"
     parts = ("/epoch-2/", "/weights/policy/2.", f"/{origin}/" if started_from(run, 2) == origin else "/epoch-2/")
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and any(p in str(path) for p in parts)}
-
-
-def started_from(run, epoch):
-    """The checkpoint that an epoch began with, by its name."""
-    path = run / "checkpoints" / "policy" / f"epoch-{epoch}" / checkpoint.BEGINNING
-    return json.loads(path.read_text())["origin"]
 
 
 @pytest.mark.parametrize("keep", [1, 2])
