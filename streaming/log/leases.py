@@ -8,6 +8,7 @@ taken for dead cannot commit any more. A group's own generation rises with every
 
 from collections.abc import Callable, Collection, Mapping
 from secrets import token_hex
+from typing import NamedTuple
 
 from streaming.errors import LeaseLostError
 from streaming.log.store import Database, Writer
@@ -40,6 +41,13 @@ _FURTHEST = 2
 """Leases' lengths from now that a lease may end at: one that ends later was given before the clock went back."""
 
 
+class _Lease(NamedTuple):
+    """Who holds a partition."""
+
+    member: str | None
+    generation: int
+
+
 class Membership:
     """One member of one group. `held` maps each partition it holds to its lease's generation."""
 
@@ -59,8 +67,17 @@ class Membership:
         self.balance()
 
     def is_stale(self, database: Database) -> bool:
-        """Whether the group has changed since this member last looked."""
-        return bool(database.value("SELECT generation FROM groups WHERE name = ?", [self.group]) != self._generation)
+        """Whether the group has changed since this member last looked, and it has lost, or has to give up or take.
+
+        Most changes of a large group are the business of two others; finding that out takes no write lock.
+        """
+        generation = _generation(database, self.group)
+        if generation == self._generation:
+            return False
+        if self._is_concerned(database):
+            return True
+        self._generation = generation  # asked for first: what has changed behind it is seen the next time
+        return False
 
     def is_due(self) -> bool:
         """Whether it is time to look for members that have died; a clock that has gone back does not put it off."""
@@ -123,8 +140,7 @@ class Membership:
         held = database.rows(
             "SELECT partition, generation FROM leases WHERE name = ? AND member = ?", [self.group, self.member]
         )
-        generation = database.value("SELECT generation FROM groups WHERE name = ?", [self.group])
-        return dict(held), generation
+        return dict(held), _generation(database, self.group)
 
     def _join(self, database: Database) -> bool:
         """Renew the membership, or begin it where there is none (any more)."""
@@ -140,23 +156,29 @@ class Membership:
             database.many("INSERT OR IGNORE INTO leases VALUES (?, ?, NULL, 0)", free)
         return True
 
+    def _is_concerned(self, database: Database) -> bool:
+        held: dict[int, int] = {}
+        for partitions in self._topics.values():
+            members, leases = _look(database, self.group, partitions)
+            if self.member not in members or any(self._moves(members, leases)):
+                return True
+            held |= {partition: lease.generation for partition, lease in leases.items() if lease.member == self.member}
+        return held != self.held
+
     def _take_share(self, database: Database, partitions: list[int]) -> bool:
         """Of one topic: give up and take leases as is fair. Returns whether anything changed."""
-        first, last = partitions[0], partitions[-1]
-        members = database.rows(
-            "SELECT DISTINCT member FROM interests WHERE name = ? AND partition = ?", [self.group, first]
-        )
-        leases = database.rows(
-            "SELECT partition, member FROM leases WHERE name = ? AND partition BETWEEN ? AND ?",
-            [self.group, first, last],
-        )
-        holders: dict[int, str | None] = dict(leases)
-        dealt = share({member for (member,) in members}, partitions, holders)
-        given = [p for p in partitions if holders[p] == self.member != dealt[p]]
-        taken = [p for p in partitions if holders[p] is None and dealt[p] == self.member]
+        given, taken = self._moves(*_look(database, self.group, partitions))
         _hand_over(database, self.group, given, None)
         _hand_over(database, self.group, taken, self.member)
         return bool(given or taken)
+
+    def _moves(self, members: set[str], leases: Mapping[int, _Lease]) -> tuple[list[int], list[int]]:
+        """What this member has to give up of a topic, and what it may take."""
+        holders = {partition: lease.member for partition, lease in leases.items()}
+        dealt = share(members, holders, holders)
+        given = [partition for partition in holders if holders[partition] == self.member != dealt[partition]]
+        taken = [partition for partition in holders if holders[partition] is None and dealt[partition] == self.member]
+        return given, taken
 
 
 def renew_all(members: Collection[Membership], database: Database) -> None:
@@ -172,9 +194,28 @@ def _hand_over(database: Database, group: str, partitions: list[int], member: st
     )
 
 
-def _lease(database: Database, group: str, partition: int) -> tuple[str | None, int] | None:
+def _lease(database: Database, group: str, partition: int) -> _Lease | None:
     rows = database.rows("SELECT member, generation FROM leases WHERE name = ? AND partition = ?", [group, partition])
-    return (rows[0][0], rows[0][1]) if rows else None
+    return _Lease(*rows[0]) if rows else None
+
+
+def _look(database: Database, group: str, partitions: list[int]) -> tuple[set[str], dict[int, _Lease]]:
+    """Of one topic: the members, and every partition's lease."""
+    first, last = partitions[0], partitions[-1]
+    members = database.rows(
+        "SELECT member FROM members WHERE name = ? AND EXISTS (SELECT 1 FROM interests WHERE"
+        " interests.name = members.name AND interests.member = members.member AND partition = ?)",
+        [group, first],
+    )
+    leases = database.rows(
+        "SELECT partition, member, generation FROM leases WHERE name = ? AND partition BETWEEN ? AND ?",
+        [group, first, last],
+    )
+    return {member for (member,) in members}, {partition: _Lease(*lease) for partition, *lease in leases}
+
+
+def _generation(database: Database, group: str) -> int:
+    return int(database.value("SELECT generation FROM groups WHERE name = ?", [group]))
 
 
 def _bury(database: Database, group: str, member: str) -> None:

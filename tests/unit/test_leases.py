@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.errors import LeaseLostError
-from streaming.log.leases import share
+from streaming.log.leases import Membership, share
 from streaming.log.protocol import Log, Output
 from streaming.log.sqlite import LEASE_S, SQLiteLog
-from streaming.log.store import Database
+from streaming.log.store import Database, Writer
 from streaming.metrics import Metrics
 from tests.fakes import Clock
 from tests.faulty_disk import FaultyDisk
@@ -68,6 +68,34 @@ def open_log(tmp_path: Path, clock: Clock) -> Iterator[Callable[[], Log]]:
     yield open_one
     for log in opened:
         log.close()
+
+
+def test_a_change_that_is_the_business_of_two_others_takes_no_transaction(tmp_path: Path) -> None:
+    """Every change used to take one of every member: with hundreds of them, one that joined held up all for seconds."""
+    writer, database = Writer(tmp_path / "log.db"), Database(tmp_path / "log.db")
+    with closing(writer), closing(database):
+
+        def join() -> Membership:
+            return Membership(writer, "group", {"prompts": PARTITIONS[:4]}, lease_s=60, clock=Clock())
+
+        def stale(*members: Membership) -> list[Membership]:
+            return [member for member in members if member.is_stale(database)]
+
+        one, two, three = join(), join(), join()
+        while concerned := stale(one, two, three):
+            for member in concerned:
+                member.balance()
+        assert sorted(len(member.held) for member in (one, two, three)) == [1, 1, 2]
+        four, num_commits = join(), writer.num_commits
+        richest = max((one, two, three), key=lambda member: len(member.held))
+        assert stale(one, two, three) == [richest]
+        richest.balance()
+        assert stale(one, two, three, four) == [four]
+        four.balance()
+        assert stale(one, two, three, four) == []
+        assert writer.num_commits == num_commits + 2
+        two.leave()
+        assert stale(two) == [two]
 
 
 def read(consumer) -> int:  # type: ignore[no-untyped-def]
