@@ -51,7 +51,7 @@ def run() -> list[dict[str, Any]]:
 def busy_rows(backend: str, served: Served) -> list[dict[str, Any]]:
     """Milliseconds of each role per group that ended."""
     with started(served.url, "busy", BUSY) as (log, parts):
-        wait_for(log, lambda states: states["learner-0"].numbers.get("step", 0) > 0)
+        wait_for(log, parts, lambda states: states["learner-0"].numbers.get("step", 0) > 0)
         time.sleep(WARM_S)
         begin, begun_s = log.end_offsets(topics.FEEDBACK.name), time.monotonic()
         cores = used(pids_of(parts, served), BUSY_S)
@@ -69,7 +69,7 @@ def idle_rows(backend: str, served: Served) -> list[dict[str, Any]]:
     for number in (1, IDLE.num_generators):
         with started(served.url, f"idle-{number}", IDLE._replace(num_generators=number)) as (log, parts):
             wanted = {f"generator-{i}" for i in range(number)}
-            wait_for(log, lambda states, wanted=wanted: all(states[one].health == "ready" for one in wanted))
+            wait_for(log, parts, lambda states, wanted=wanted: all(states[one].health == "ready" for one in wanted))
             time.sleep(WARM_S)
             found[number] = used(pids_of(parts, served), IDLE_S)
     one, many = found[1], found[IDLE.num_generators]
@@ -117,14 +117,15 @@ def started(url: str, name: str, sizes: Sizes) -> Iterator[tuple[Log, dict[str, 
                 part.kill()
 
 
-def wait_for(log: Log, holds: Any) -> None:
+def wait_for(log: Log, parts: dict[str, Part], holds: Any) -> None:
     """Until the states of all roles are so. A role that has not beaten yet has no state."""
     until_s = time.monotonic() + START_S
     while True:
         states: dict[str, RoleState] = role_states(log)
-        failed = [state for state in states.values() if state.health == "failed"]
-        if failed or time.monotonic() > until_s:
-            raise RuntimeError(f"the simulated run did not begin: {failed or states}")
+        for part in parts.values():
+            part.check()
+        if time.monotonic() > until_s:
+            raise RuntimeError(f"the simulated run did not begin: {states}")
         try:
             if holds(states):
                 return

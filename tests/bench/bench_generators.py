@@ -95,7 +95,7 @@ def measure(kind: str, sizes: Sizes, *, warm_s: float = WARM_S, measured_s: floa
             begun_s = time.monotonic()
             parts += [Part(url, run, folder, sizes, part) for part in (",".join(ROLES), kind)]
             with opened(url, run) as log:
-                wait_until_all_work(log, sizes.num_generators, begun_s)
+                wait_until_all_work(log, parts, sizes.num_generators, begun_s)
                 start_s = time.monotonic() - begun_s
                 time.sleep(warm_s)
                 seen = look(log, parts[1].pids, measured_s, start_s)
@@ -117,7 +117,7 @@ def make_partitions(url: str, run: str, number: int) -> None:
             bare._writer.run(lambda database, row=row: partitions.register(database, f"{run}.{row.name}", row))
 
 
-def wait_until_all_work(log: Log, num_generators: int, begun_s: float) -> None:
+def wait_until_all_work(log: Log, parts: list[Part], num_generators: int, begun_s: float) -> None:
     """Every generator has weights and groups in flight, and the learner has taken a step."""
     while True:
         states = role_states(log)
@@ -125,9 +125,10 @@ def wait_until_all_work(log: Log, num_generators: int, begun_s: float) -> None:
         learner = states.get("learner-0")
         if len(ready) == num_generators and learner is not None and learner.numbers.get("step", 0) > 0:
             return
-        failed = [state for state in states.values() if state.health == "failed"]
-        if failed or time.monotonic() - begun_s > START_S:
-            raise RuntimeError(f"{len(ready)} of {num_generators} generators work; failed: {failed}")
+        for part in parts:
+            part.check()
+        if time.monotonic() - begun_s > START_S:
+            raise RuntimeError(f"{len(ready)} of {num_generators} generators work after {START_S} s")
         time.sleep(POLL_S)
 
 

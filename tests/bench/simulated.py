@@ -16,6 +16,7 @@ import msgspec
 
 from actors.config import EngineConfig, GenerationConfig, PromptsConfig, SamplingConfig, SchedulerConfig
 from actors.generator import Generator
+from actors.issuer import Issuer
 from actors.prompts import Prompt
 from actors.scheduler import Prompts, Scheduler
 from streaming.config import ScoringConfig, SelectionConfig
@@ -152,7 +153,7 @@ def scheduler(log: Log, sizes: Sizes, folder: Path) -> Run:
     def run(stop: threading.Event) -> None:
         with closing(Heartbeat(log, metrics, role="scheduler")) as heartbeat:
             Scheduler(
-                log, metrics, heartbeat,
+                log, metrics, heartbeat, Issuer(log, heartbeat),
                 prompts=Prompts(prompts, []),
                 config=SchedulerConfig(pipeline_depth=sizes.pipeline_depth),
                 prompts_config=PromptsConfig(path="-"),
@@ -242,7 +243,7 @@ class SimulatedTrainer:
         self._sizes = sizes
         self._checkpoints = checkpoints
 
-    def train(self, step: int, examples: Sequence[Any]) -> Any:
+    def train(self, step: int, examples: Sequence[Any], *, gap_scale: float) -> Any:
         from learner.trainer import ExampleNumbers, StepNumbers
 
         time.sleep(self._sizes.step_s)

@@ -41,6 +41,11 @@ class Part:
             raise RuntimeError(f"the simulated {part} did not start")
         self.pids = [int(pid) for pid in line.split()]
 
+    def check(self) -> None:
+        """Raises where it has ended by itself: one of its roles failed."""
+        if self._popen.poll() is not None:
+            raise RuntimeError(f"a part of the simulated run ended with {self._popen.returncode}")
+
     def end(self) -> None:
         """In order."""
         assert self._popen.stdin is not None
@@ -69,15 +74,15 @@ def work(url: str, run: str, folder: Path, sizes: Sizes, part: str) -> int:
 
 
 def be(roles: Sequence[Run], until: int) -> int:
-    """Run the roles as threads until this file ends; 1 where one of them failed."""
-    stop, failed = threading.Event(), threading.Event()
+    """Run the roles as threads until this file ends; the end of the process where one of them fails."""
+    stop = threading.Event()
 
     def run(role: Run) -> None:
         try:
             role(stop)
         except BaseException:
-            failed.set()
-            raise
+            traceback.print_exc()
+            os._exit(1)
 
     threads = [threading.Thread(target=run, args=(role,)) for role in roles]
     for thread in threads:
@@ -87,7 +92,7 @@ def be(roles: Sequence[Run], until: int) -> int:
     stop.set()
     for thread in threads:
         thread.join()
-    return int(failed.is_set())
+    return 0
 
 
 def fork(url: str, run: str, folder: Path, sizes: Sizes) -> int:

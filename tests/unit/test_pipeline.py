@@ -123,7 +123,7 @@ def test_a_small_real_run_has_the_pace_of_the_model(log: Log, tmp_path: Path) ->
     )
     plan = Plan(
         num_generators=2, concurrency=3, sampling_s=0.3, pipeline_depth=48, batch_size=8, step_s=0.02, sync_every=4,
-        num_requests=200, shape=simulated.SHAPE,
+        num_requests=100, shape=simulated.SHAPE,
     )  # fmt: skip
     stop = threading.Event()
     roles = [simulated.generator(log, i, sizes, tmp_path) for i in range(2)]
