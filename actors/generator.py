@@ -3,7 +3,8 @@
     prompts -> open -> sampled -> written (durable) -> settled -> committed
 
 A crash anywhere repeats what was not committed; a group sampled twice has the same id and other content, and readers
-take one. Evaluation prompts are answered by one weight version a round: no update starts while one is in flight.
+take one. No update starts while an evaluation prompt is in flight, so that a round is nearly always of one weight
+version; one that is not, because parts of it were read before and after an update, does not count and is repeated.
 """
 
 import asyncio

@@ -73,7 +73,7 @@ def prepare(folder: Path) -> RunConfig:
 def run_demo(folder: Path = FOLDER) -> int:
     """Run it and say what came of it; 0 where the held-out reward rose by at least MIN_RISE, 1 where it did not."""
     from deploy.check import preflight
-    from deploy.launcher import launch
+    from deploy.launcher import BY_SIGNAL, launch
     from deploy.live import opened_view
     from deploy.report import write_report
 
@@ -84,6 +84,9 @@ def run_demo(folder: Path = FOLDER) -> int:
     print(f"\n{outcome.reason} after {outcome.elapsed_s:.0f} s")
     rise = describe(outcome.measured, run_directory(config))
     print(f"report:  {write_report(run_directory(config))}")
+    if outcome.reason == BY_SIGNAL:
+        print("stopped: before it was decided whether the held-out reward rises enough")
+        return 1
     if rise is None or rise < MIN_RISE:
         print(f"FAILED: the held-out reward had to rise by {MIN_RISE:g}")
         return 1

@@ -36,6 +36,10 @@ IDENTITY = (
 run. Held-out rewards compare only on the same prompts."""
 
 
+BY_SIGNAL = "stopped by a signal"
+"""Reason of a run that a person or the system ended: the same command goes on."""
+
+
 class Outcome(NamedTuple):
     """How a run ended."""
 
@@ -186,7 +190,7 @@ def _watch(config: RunConfig, fleet: Fleet, watch: Watch, interrupts: Interrupts
         watch.look(elapsed_s)
         if (reason := limit(config, watch.newest, elapsed_s)) is not None:
             return reason
-    return "stopped by a signal"
+    return BY_SIGNAL
 
 
 def limit(config: RunConfig, newest: Measurement | None, elapsed_s: float) -> str | None:
