@@ -22,10 +22,11 @@ from deploy.redrive import Wanted, carry_out
 from deploy.redrive import plan as plan_redrive
 from learner import checkpoint
 from streaming import topics
+from streaming.books import Ledger, carry, newest_carried
 from streaming.errors import EngineError, LogError, NotReadyError, SupersededError, TrimmedError, WeightsError
 from streaming.fencing import read_issuers
 from streaming.heartbeat import beats
-from streaming.log.protocol import Output
+from streaming.log.protocol import Entry, Output
 from streaming.records import FINAL_ENDINGS, Feedback, Group, PromptRequest, decode
 from streaming.wire import REFERENCE_MARK
 from tests.checker import Violation, check, unfinished
@@ -49,6 +50,12 @@ FAULTY_S = 20.0
 
 CLOCK_S = 3600.0
 """A clock jumps forwards or back by so much at most, and may be set right again."""
+
+KEPT_REQUESTS = 2
+"""Newest requests whose accounts the books carry: the others are closed as soon as they have ended."""
+
+OLD_S = 12.0
+"""Only a zombie is so far behind with its reading."""
 
 KEPT = 8
 """Entries before the committed offset that retention leaves: more than a generator has in flight per partition."""
@@ -325,6 +332,27 @@ class _Simulation:
         if saved is not None:
             for name, number, offset in saved.state.reader.offsets:
                 self._store.trim((name, number), offset)
+        if "redrive" not in self._faults.rates:
+            self._trim_books()
+
+    def _trim_books(self) -> None:
+        """Of feedback and of requests that have ended, what the carried balance holds and all have read long ago."""
+        log = MemoryLog(self._store)
+        carry(log, [POLICY], kept=KEPT_REQUESTS)
+        carried = newest_carried(log, POLICY)
+        ledger = Ledger(POLICY, carried)
+        committed = log.committed("generators", [topics.PROMPTS.name])
+        for topic, number, offset in carried.places if carried else []:
+            place = (topic, number)
+            before = self._store.partition(place)[: min(offset, committed.get(place, offset))]
+            kept = [one.offset for one in before if self._is_needed(one, ledger)]
+            self._store.trim(place, min(kept, default=len(before)))
+
+    def _is_needed(self, entry: Entry, ledger: Ledger) -> bool:
+        """Retention is longer than a role stands still, and than a request takes to end."""
+        is_new = entry.time_s > self._world.now_s - OLD_S
+        is_request = entry.topic == topics.PROMPTS.name and entry.value not in POISON
+        return is_new or (is_request and not ledger.has_ended(decode(PromptRequest, entry.value).number))
 
     # What is found
 
