@@ -39,6 +39,10 @@ class Access(NamedTuple):
 _ALL = (*(row.name for row in topics.SHARED), topics.pairs("{policy}").name)
 _FOLLOWED = (topics.WEIGHTS.name, topics.ROLES.name)
 _TOLD = (topics.FEEDBACK.name, topics.DEAD_LETTER.name, topics.ROLES.name)
+_KNOWN = (topics.PROMPTS.name, topics.FEEDBACK.name)
+"""Whose bytes were these that nobody can read, and has their request ended?"""
+_ANSWERED = (topics.DEAD_LETTER.name, *_KNOWN)
+"""What its group has answered before it takes a partition up; beside its own outputs."""
 _SELECTORS = topics.selectors("{policy}")
 _GROUPS = ("generators", "scorer", _SELECTORS)
 
@@ -51,17 +55,17 @@ ROLES: dict[str, Access] = {
         reads=(topics.PROMPTS.name, *_FOLLOWED), writes=(topics.CANDIDATES.name, *_TOLD), groups=("generators",)
     ),
     "scorer": Access(
-        reads=(topics.CANDIDATES.name, topics.DEAD_LETTER.name, *_FOLLOWED),  # its own letters, after a restart
+        reads=(topics.CANDIDATES.name, topics.SCORED.name, *_ANSWERED, *_FOLLOWED),
         writes=(topics.SCORED.name, *_TOLD),
         groups=("scorer",),
     ),
     "selector": Access(
-        reads=(topics.SCORED.name, topics.DEAD_LETTER.name, *_FOLLOWED),
+        reads=(topics.SCORED.name, topics.pairs("{policy}").name, *_ANSWERED, *_FOLLOWED),
         writes=(topics.pairs("{policy}").name, *_TOLD),
         groups=(_SELECTORS,),
     ),
     "learner": Access(
-        reads=(topics.pairs("{policy}").name, *_FOLLOWED),
+        reads=(topics.pairs("{policy}").name, *_KNOWN, *_FOLLOWED),
         writes=(topics.WEIGHTS.name, *_TOLD),
         looks_at=(("topic", topics.SCORED.name), ("group", _SELECTORS)),
     ),
