@@ -116,7 +116,7 @@ def test_a_published_version_generates_what_the_learners_model_generates(
     from learner.publisher import Publisher
 
     for step in range(1, 4):
-        learner.trainer.train(step, examples)
+        learner.trainer.train(step, examples, gap_scale=1.0)
     claim = Claim(tmp_path / "checkpoints", log, "policy")
     publisher = Publisher(
         tmp_path / "weights", log, claim, policy="policy", source=model, keep=2, dtype=None, announced=lambda _: None

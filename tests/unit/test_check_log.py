@@ -91,7 +91,8 @@ def test_the_command_line_prints_the_rights_of_each_role(tmp_path: Path, capsys:
     assert [line.removeprefix("# ") for line in lines if line.startswith("#")] == list(ROLES)
     assert (
         "kafka-acls.sh --bootstrap-server broker:9092 --add --allow-principal User:scorer --operation Read "
-        "--topic mine.candidates --topic mine.dead-letter --topic mine.weights --topic mine.roles --group mine.scorer"
+        "--topic mine.candidates --topic mine.scored --topic mine.dead-letter --topic mine.prompts "
+        "--topic mine.feedback --topic mine.weights --topic mine.roles --group mine.scorer"
     ) in lines
 
 
