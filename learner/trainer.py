@@ -181,9 +181,9 @@ class Trainer:
                 case Publish(tokens):
                     self._probe(tokens)
                     for _ in self._engine.full_weights():
-                        pass  # rank 0 writes what all ranks hold together
+                        continue  # rank 0 writes what all ranks hold together
                 case Idle():
-                    pass  # rank 0 waits for pairs
+                    continue  # rank 0 waits for pairs
                 case Finish():
                     return
 

@@ -18,9 +18,10 @@ from streaming.heartbeat import role_states
 from streaming.history import entries
 from streaming.log.protocol import Log
 from streaming.records import RoleState
-from tests.bench.bench_generators import ended, row
+from tests.bench.bench_generators import ended
 from tests.bench.logs import Served, backends, make_topics, opened, served
 from tests.bench.processes import cpu_seconds
+from tests.bench.rows import row
 from tests.bench.simulated import ROLES, Sizes
 from tests.bench.simulated_process import Part
 

@@ -20,8 +20,8 @@ from streaming.log.protocol import Log, Offsets
 from streaming.log.sqlite import SQLiteLog
 from streaming.records import Feedback, decode
 from tests.bench.logs import make_topics, opened
-from tests.bench.machine import machine
 from tests.bench.processes import cpu_seconds, memory_kib
+from tests.bench.rows import row
 from tests.bench.simulated import ROLES, Sizes
 from tests.bench.simulated_process import Part
 
@@ -185,19 +185,6 @@ def rows_of(kind: str, sizes: Sizes, seen: Seen) -> list[dict[str, Any]]:
         row(f"{what}: processor time of each", round(1000 * seen.cpu_cores / sizes.num_generators, 1), None, True,
             "ms/s"),
     ]  # fmt: skip
-
-
-def row(name: str, ours: float, goal: str | None, holds: bool, unit: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "ours": ours,
-        "peer": None,
-        "ratio": None,
-        "goal": goal,
-        "holds": holds,
-        "unit": unit,
-        "machine": machine(),
-    }
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from streaming import topics
 from streaming.log.protocol import Log, Output
 from streaming.records import Group, encode
 from tests.bench.logs import backends, make_topics, opened, served
-from tests.bench.machine import machine
 from tests.bench.processes import cpu_seconds
+from tests.bench.rows import row
 from tests.bench.stage_process import STAGES, StageProcess
 from tests.builders import make_candidate, make_group, make_prompt
 
@@ -150,16 +150,3 @@ def rows_of(name: str, one: Rate, two: Rate) -> list[dict[str, Any]]:
         )
         | {"peer": round(one.per_second), "ratio": round(ratio, 2)},
     ]
-
-
-def row(name: str, ours: float, goal: str | None, holds: bool, unit: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "ours": ours,
-        "peer": None,
-        "ratio": None,
-        "goal": goal,
-        "holds": holds,
-        "unit": unit,
-        "machine": machine(),
-    }

@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from tests.bench.bench_generators import row
+from tests.bench.rows import row
 from tests.bench.sizing import COSTS, SIZES, Measured, Sized, ceilings, read, size
 
 
