@@ -73,6 +73,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def main() -> int:
+    """Whether something was told, and no promise broken, as an exit code."""
     arguments = argparse.ArgumentParser(prog="python -m tests.fault_table", description=__doc__)
     arguments.add_argument("folder", type=Path, help="where the parts' files of rows lie")
     arguments.add_argument("file", type=Path, help="where the merged rows go")

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from streaming.config import KafkaConfig
+from streaming.log.kafka import KafkaLog
 from streaming.log.protocol import Log, Output
 from tests.fault_rows import Injected
 from tests.learner_process import CONTEXT, PATIENCE_S
-from tests.log_process import LONG_LEASE_S, open_test_log
+from tests.log_process import LONG_LEASE_S, MAX_RECORD_BYTES, open_test_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault("slow consumer")]
 
@@ -22,22 +24,30 @@ WAITING_BYTES = NUM_RECORDS * RECORD_BYTES
 MOST_BYTES = WAITING_BYTES // 3
 """What a reader may grow by: a few fetches, and whatever the allocator makes of them."""
 
-NUM_READ = 40
+FETCH_BYTES = 256 * 1024
+
+NUM_READ = 20
 BETWEEN_S = 0.05
-"""Between two records: in these 2 s a reader without a bound has fetched everything."""
+"""Between two records: in this second a reader without a bound has fetched everything."""
 
 
 def crawl(url: str, run: str, growth: Path) -> None:
     """Read some records slowly, one by one, and write down by how much this process has grown at most."""
-    with open_test_log(url, run, lease_s=LONG_LEASE_S) as log, log.subscribe("slow", ["in"]) as consumer:
-        while not consumer.positions():
-            consumer.read(max_records=0, timeout_s=0.1)
+    with open_slow_log(url, run) as log:
         before = most_bytes()
+        consumer = log.subscribe("slow", ["in"])
         num = 0
         while num < NUM_READ:
             num += len(consumer.read(max_records=1, timeout_s=5))
             threading.Event().wait(BETWEEN_S)
+        consumer.close()
         growth.write_text(str(most_bytes() - before))
+
+
+def open_slow_log(url: str, run: str) -> Log:
+    if url.startswith("sqlite"):
+        return open_test_log(url, run, lease_s=LONG_LEASE_S)
+    return KafkaLog(url, run=run, max_record_bytes=MAX_RECORD_BYTES, config=KafkaConfig(fetch_bytes=FETCH_BYTES))
 
 
 def most_bytes() -> int:

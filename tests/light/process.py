@@ -3,6 +3,7 @@
 forked -> its fate is set -> log, heartbeat, role -> (stopped | the end of the data | its fate)
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -138,6 +139,7 @@ def open_light_log(config: LogConfig, run: str, clock: Callable[[], float]) -> L
 def be(life: Life) -> None:
     """The whole life."""
     _print_to(life.file("log"))
+    threading.Thread(target=_die_with_the_test, daemon=True).start()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     clock = JumpyClock(life.folder / "clock")
@@ -159,6 +161,14 @@ def be(life: Life) -> None:
             life.file("error").write_text(f"{type(error).__name__}: {error}")
             raise
         heartbeat.close(message=heartbeat.state.message)
+
+
+def _die_with_the_test() -> None:
+    """A test that is killed leaves no role behind."""
+    test = multiprocessing.parent_process()
+    assert test is not None
+    test.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _print_to(path: Path) -> None:
